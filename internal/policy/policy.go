@@ -288,7 +288,7 @@ type Provider struct {
 	Scheme           string // http or https
 	Host             string // name or address, without port and brackets
 	Port             uint16
-	BasePath         string // what stands before /chat/completions or /v1/messages; "" or begins with a slash and does not end with one
+	BasePath         string // what takes the place of /v1 in the canonical path (/v1/chat/completions, /v1/messages); "" or "/…" without a slash at the end
 	CredentialHeader string // lower case; empty: no credential
 	CredentialPrefix string // "Bearer " or empty
 	Credential       Sensitive
