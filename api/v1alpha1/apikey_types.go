@@ -46,8 +46,8 @@ type SecretSpec struct {
 
 // APIKeySpec declares one credential and what it may be used for.
 //
-// +kubebuilder:validation:XValidation:rule="self.applicationRef.name == oldSelf.applicationRef.name",message="applicationRef is immutable: a key belongs to one Application for good; create a new APIKey for the other Application and delete this one"
-// +kubebuilder:validation:XValidation:rule="(has(self.secret) && has(self.secret.name) ? self.secret.name : ”) == (has(oldSelf.secret) && has(oldSelf.secret.name) ? oldSelf.secret.name : ”)",message="secret.name is immutable: the plaintext cannot be moved; create a new APIKey with the other name and delete this one"
+// +kubebuilder:validation:XValidation:rule="self.applicationRef.name == oldSelf.applicationRef.name",message="applicationRef is immutable: a key belongs to one Application for good; create a new APIKey for the other Application and delete this one",fieldPath=".applicationRef"
+// +kubebuilder:validation:XValidation:rule="has(self.secret) && has(self.secret.name) ? has(oldSelf.secret) && has(oldSelf.secret.name) && self.secret.name == oldSelf.secret.name : !has(oldSelf.secret) || !has(oldSelf.secret.name)",message="secret.name is immutable: the plaintext cannot be moved; create a new APIKey with the other name and delete this one",fieldPath=".secret.name"
 type APIKeySpec struct {
 	// applicationRef names the Application, in the key's namespace, that all usage of the key is billed to. It cannot be changed.
 	// +required

@@ -10,6 +10,7 @@ type ProviderReference struct {
 	// +required
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=63
+	// +kubebuilder:validation:XValidation:rule="self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')",message="providerRef.name is the metadata.name of a Provider: lower-case letters, digits, '-' and '.'"
 	Name string `json:"name,omitempty"`
 }
 
@@ -35,6 +36,7 @@ type ModelSpec struct {
 	// +optional
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=200
+	// +kubebuilder:validation:XValidation:rule="!self.matches('[[:space:][:cntrl:]]')",message="upstreamName holds no spaces and no control characters"
 	UpstreamName string `json:"upstreamName,omitempty"`
 
 	// maxOutputTokens is the most that one answer of the model can hold, in tokens.
@@ -81,6 +83,7 @@ type ModelStatus struct {
 // +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
 // +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+// +kubebuilder:validation:XValidation:rule="size(self.metadata.name) <= 200",message="metadata.name of a Model has at most 200 characters; set spec.name to what callers send"
 type Model struct {
 	metav1.TypeMeta `json:",inline"`
 	// metadata is the standard object's metadata.

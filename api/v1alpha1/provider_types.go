@@ -38,6 +38,7 @@ type SecretKeyReference struct {
 	// +required
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:validation:XValidation:rule="self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')",message="secretRef.name is the name of a Secret in the namespace that Latchkey is installed in: lower-case letters, digits, '-' and '.'"
 	Name string `json:"name,omitempty"`
 
 	// key in the Secret's data. Unset: "apiKey".
@@ -45,6 +46,7 @@ type SecretKeyReference struct {
 	// +kubebuilder:default=apiKey
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:validation:XValidation:rule="self.matches('^[-._a-zA-Z0-9]+$')",message="secretRef.key is a key in the Secret's data: letters, digits, '-', '_' and '.'"
 	Key string `json:"key,omitempty"`
 }
 
@@ -75,6 +77,7 @@ type ProviderTLS struct {
 	// +optional
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:validation:XValidation:rule="self.matches('^[A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?$')",message="serverName is a host name without scheme, port and path, such as api.openai.com"
 	ServerName string `json:"serverName,omitempty"`
 }
 
@@ -84,17 +87,17 @@ type ProviderTLS struct {
 type ProviderTimeouts struct {
 	// connect bounds the time to connect. Unset: 5s.
 	// +optional
-	// +kubebuilder:validation:XValidation:rule="duration(self) > duration('0s') && duration(self) <= duration('5m')",message="connect is a duration above 0s and up to 5m, such as 5s"
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+$') && duration(self) > duration('0s') && duration(self) <= duration('5m')",message="connect is a duration above 0s and up to 5m, such as 5s"
 	Connect *metav1.Duration `json:"connect,omitempty"`
 
 	// request bounds a request as a whole, its streamed answer included. Unset: 1h. 0s: no bound.
 	// +optional
-	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('0s') && duration(self) <= duration('24h')",message="request is a duration from 0s (no bound) to 24h, such as 10m"
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+$') && duration(self) >= duration('0s') && duration(self) <= duration('24h')",message="request is a duration from 0s (no bound) to 24h, such as 10m"
 	Request *metav1.Duration `json:"request,omitempty"`
 
 	// idle bounds the time in which nothing moves in either direction. Unset: 10m. 0s: no bound.
 	// +optional
-	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('0s') && duration(self) <= duration('24h')",message="idle is a duration from 0s (no bound) to 24h, such as 5m"
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+$') && duration(self) >= duration('0s') && duration(self) <= duration('24h')",message="idle is a duration from 0s (no bound) to 24h, such as 5m"
 	Idle *metav1.Duration `json:"idle,omitempty"`
 }
 
@@ -120,6 +123,7 @@ type ProviderSpec struct {
 	// +kubebuilder:validation:MaxLength=2048
 	// +kubebuilder:validation:XValidation:rule="isURL(self) && url(self).getScheme() in ['http', 'https'] && url(self).getHostname() != ''",message="url is an absolute http or https URL with a host, such as https://api.openai.com/v1"
 	// +kubebuilder:validation:XValidation:rule="!self.contains('?') && !self.contains('#') && !self.contains('@')",message="url holds neither a query, nor a fragment, nor a user; put the credential in a Secret and name it in credential.secretRef"
+	// +kubebuilder:validation:XValidation:rule="!isURL(self) || size(url(self).getPort()) == 0 || (int(url(self).getPort()) >= 1 && int(url(self).getPort()) <= 65535)",message="the port in url is a number from 1 to 65535"
 	URL string `json:"url,omitempty"`
 
 	// credential says which credential the gateway presents to the provider. Unset: none, for upstreams that ask for none.
@@ -175,7 +179,7 @@ type ProviderStatus struct {
 // +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 // +kubebuilder:validation:XValidation:rule="size(self.metadata.name) <= 63",message="metadata.name of a Provider has at most 63 characters"
-// +kubebuilder:validation:XValidation:rule="!has(self.spec.tls) || self.spec.url.startsWith('https://')",message="spec.tls goes with an https URL; use https in spec.url or leave spec.tls out"
+// +kubebuilder:validation:XValidation:rule="!has(self.spec.tls) || self.spec.url.startsWith('https://')",message="spec.tls goes with an https URL; use https in spec.url or leave spec.tls out",fieldPath=".spec.tls"
 type Provider struct {
 	metav1.TypeMeta `json:",inline"`
 	// metadata is the standard object's metadata.

@@ -54,7 +54,7 @@ type ModelName string
 
 // ModelScope says which models may be called.
 //
-// +kubebuilder:validation:XValidation:rule="self.access == 'List' ? has(self.names) : !has(self.names)",message="names goes with access: List, where it must hold at least one model; with access: All leave names out"
+// +kubebuilder:validation:XValidation:rule="self.access == 'List' ? has(self.names) : !has(self.names)",message="names goes with access: List, where it must hold at least one model; with access: All leave names out",fieldPath=".names"
 type ModelScope struct {
 	// access is All for every model, also those added later, or List for those in names.
 	// +required
@@ -95,6 +95,7 @@ const (
 // Budgets caps what may be spent. The caps are independent of each other; whichever is reached first refuses.
 //
 // +kubebuilder:validation:MinProperties=1
+// +kubebuilder:validation:XValidation:rule="has(self.daily) || has(self.monthly)",message="budgets holds daily, monthly or both; leave budgets out for no cap"
 type Budgets struct {
 	// daily caps the spend of a calendar day in the SystemPolicy's time zone. Unset: no daily cap. "0" refuses everything.
 	// +optional
@@ -130,9 +131,11 @@ type RateLimits struct {
 	TokensPerMinute *int64 `json:"tokensPerMinute,omitempty"`
 }
 
-// DisplayName is a name for people.
+// DisplayName is a name for people, of 2 to 50 characters. The upper bound is a rule and MaxLength lies above it, since the
+// API server's own message for MaxLength speaks of bytes, which it does not count.
 //
 // +kubebuilder:validation:MinLength=2
-// +kubebuilder:validation:MaxLength=50
-// +kubebuilder:validation:XValidation:rule="!self.matches('^[[:space:]]|[[:space:]]$|[[:cntrl:]]')",message="a display name neither begins nor ends with a space and holds no control characters"
+// +kubebuilder:validation:MaxLength=200
+// +kubebuilder:validation:XValidation:rule="size(self) <= 50",message="a display name has 2 to 50 characters: shorten it"
+// +kubebuilder:validation:XValidation:rule="!self.matches(r'^[\\s\\pZ]|[\\s\\pZ]$|[\\p{Cc}\\p{Zl}\\p{Zp}]')",message="a display name neither begins nor ends with a space and holds no control characters"
 type DisplayName string

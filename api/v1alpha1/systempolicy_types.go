@@ -9,7 +9,7 @@ const SystemPolicyName = "default"
 
 // LimitRange is the default of a limit for keys that do not set it, and the most that any key can have.
 //
-// +kubebuilder:validation:XValidation:rule="self.default <= self.max",message="default must not be above max: raise max or lower default"
+// +kubebuilder:validation:XValidation:rule="self.default <= self.max",message="default must not be above max: raise max or lower default",fieldPath=".default"
 type LimitRange struct {
 	// default applies to keys that do not set the limit.
 	// +required
@@ -55,7 +55,7 @@ type RevealPolicy struct {
 	// ttl is how long a plaintext waits in its Secret to be taken, from "10s" to "720h". Unset: 24h. Once it has passed, the
 	// plaintext is removed and the key has to be created anew.
 	// +optional
-	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('10s') && duration(self) <= duration('720h')",message="ttl is a duration from 10s to 720h, such as 24h"
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+$') && duration(self) >= duration('10s') && duration(self) <= duration('720h')",message="ttl is a duration from 10s to 720h, such as 24h"
 	TTL *metav1.Duration `json:"ttl,omitempty"`
 
 	// retain is Forbidden (the default) or Allowed: whether a key may keep its plaintext in its Secret, for workloads that mount it.

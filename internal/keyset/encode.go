@@ -1,0 +1,215 @@
+package keyset
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"slices"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	keysetv1 "github.com/latchkey-dev/latchkey/api/keyset/v1"
+	"github.com/latchkey-dev/latchkey/internal/money"
+	"github.com/latchkey-dev/latchkey/internal/policy"
+)
+
+// TypeURL is the type of the key set's resources.
+const TypeURL = "type.googleapis.com/latchkey.keyset.v1.Entry"
+
+// SyncName is the resource that ends a synchronisation.
+const SyncName = "sync"
+
+const (
+	systemName        = "system"
+	applicationPrefix = "app/"
+	keyPrefix         = "key/"
+	modelPrefix       = "model/"
+)
+
+// Resource is one entry of the key set as it is sent.
+type Resource struct {
+	Name    string
+	Version string // hash of Body
+	Body    []byte // keysetv1.Entry
+}
+
+// NameOf is the resource name of an entry.
+func NameOf(ref policy.Ref) string {
+	switch ref.Kind {
+	case policy.KindApplication:
+		return applicationPrefix + ref.Name
+	case policy.KindKey:
+		return keyPrefix + ref.Name
+	case policy.KindModel:
+		return modelPrefix + ref.Name
+	case policy.KindSystem:
+	}
+	return systemName
+}
+
+// EncodeSystem makes the resource of the system policy.
+func EncodeSystem(s *policy.System) Resource {
+	return encode(policy.Ref{Kind: policy.KindSystem}, &keysetv1.Entry{Entry: &keysetv1.Entry_System{System: &keysetv1.System{
+		Currency:          s.Currency,
+		TimeZone:          s.TimeZone,
+		RequestsPerMinute: encodeRange(s.RequestsPerMinute),
+		TokensPerMinute:   encodeRange(s.TokensPerMinute),
+	}}})
+}
+
+// EncodeApplication makes the resource of an application.
+func EncodeApplication(a *policy.Application) Resource {
+	return encode(policy.Ref{Kind: policy.KindApplication, Name: a.ID()}, &keysetv1.Entry{Entry: &keysetv1.Entry_Application{Application: &keysetv1.Application{
+		Uid:          a.UID,
+		Namespace:    a.Namespace,
+		Name:         a.Name,
+		DisplayName:  a.DisplayName,
+		State:        encodeState(a.State),
+		Capabilities: encodeCapabilities(a.Capabilities),
+		Models:       encodeScope(a.Models),
+		Limits:       encodeLimits(a.Limits),
+		Budgets:      encodeBudgets(a.Budgets),
+	}}})
+}
+
+// EncodeKey makes the resource of a key.
+func EncodeKey(k *policy.Key) Resource {
+	credentials := make([]*keysetv1.Credential, 0, len(k.Credentials))
+	for _, c := range k.Credentials {
+		credentials = append(credentials, &keysetv1.Credential{Sha256: c.Hash[:], Prefix: c.Prefix})
+	}
+	return encode(policy.Ref{Kind: policy.KindKey, Name: k.UID}, &keysetv1.Entry{Entry: &keysetv1.Entry_Key{Key: &keysetv1.Key{
+		Uid:            k.UID,
+		Namespace:      k.Namespace,
+		Name:           k.Name,
+		DisplayName:    k.DisplayName,
+		Credentials:    credentials,
+		Application:    k.Application,
+		State:          encodeState(k.State),
+		ExpirationTime: encodeTime(k.Expires),
+		Capabilities:   encodeCapabilities(k.Capabilities),
+		Models:         encodeScope(k.Models),
+		Limits:         encodeLimits(k.Limits),
+		Budgets:        encodeBudgets(k.Budgets),
+	}}})
+}
+
+// EncodeModel makes the resource of a model.
+func EncodeModel(m *policy.Model) Resource {
+	return encode(policy.Ref{Kind: policy.KindModel, Name: m.Name}, &keysetv1.Entry{Entry: &keysetv1.Entry_Model{Model: &keysetv1.Model{
+		Name:            m.Name,
+		Capabilities:    encodeCapabilities(m.Capabilities),
+		Provider:        m.Provider,
+		Format:          encodeFormat(m.Format),
+		UpstreamName:    m.UpstreamName,
+		MaxOutputTokens: m.MaxOutputTokens,
+		CreationTime:    encodeTime(m.Created),
+	}}})
+}
+
+func encodeSync(position uint64) Resource {
+	body := marshal(&keysetv1.Entry{Entry: &keysetv1.Entry_Sync{Sync: &keysetv1.Sync{Position: position}}})
+	return Resource{Name: SyncName, Version: versionOf(body), Body: body}
+}
+
+func encode(ref policy.Ref, entry *keysetv1.Entry) Resource {
+	body := marshal(entry)
+	return Resource{Name: NameOf(ref), Version: versionOf(body), Body: body}
+}
+
+func marshal(entry *keysetv1.Entry) []byte {
+	body, err := proto.MarshalOptions{Deterministic: true}.Marshal(entry)
+	if err != nil {
+		panic(fmt.Sprintf("marshal key-set entry: %v", err)) // only text that is not UTF-8 can do that, and the API server lets none in
+	}
+	return body
+}
+
+// versionOf is a hash of the content, so that two replicas give the same version to the same entry. 96 bits leave no room for chance.
+func versionOf(body []byte) string {
+	sum := sha256.Sum256(body)
+	return hex.EncodeToString(sum[:12])
+}
+
+func encodeState(s policy.State) keysetv1.State {
+	if s == policy.StateEnabled {
+		return keysetv1.State_STATE_ENABLED
+	}
+	return keysetv1.State_STATE_DISABLED
+}
+
+var capabilityCodes = map[policy.Capability]keysetv1.Capability{
+	policy.TextGeneration:  keysetv1.Capability_CAPABILITY_TEXT_GENERATION,
+	policy.ImageGeneration: keysetv1.Capability_CAPABILITY_IMAGE_GENERATION,
+	policy.Embeddings:      keysetv1.Capability_CAPABILITY_EMBEDDINGS,
+	policy.TextToSpeech:    keysetv1.Capability_CAPABILITY_TEXT_TO_SPEECH,
+	policy.SpeechToText:    keysetv1.Capability_CAPABILITY_SPEECH_TO_TEXT,
+	policy.WebSearch:       keysetv1.Capability_CAPABILITY_WEB_SEARCH,
+}
+
+func encodeCapabilities(set policy.Capabilities) []keysetv1.Capability {
+	list := set.List()
+	codes := make([]keysetv1.Capability, 0, len(list))
+	for _, c := range list {
+		codes = append(codes, capabilityCodes[c])
+	}
+	return codes
+}
+
+func encodeScope(s policy.ModelScope) *keysetv1.ModelScope {
+	if s.All {
+		return &keysetv1.ModelScope{All: true}
+	}
+	return &keysetv1.ModelScope{Names: slices.Clone(s.Names)}
+}
+
+func encodeLimits(l policy.RateLimits) *keysetv1.Limits {
+	var out keysetv1.Limits
+	if l.RequestsPerMinute.IsSet() {
+		out.RequestsPerMinute = new(int64(l.RequestsPerMinute))
+	}
+	if l.TokensPerMinute.IsSet() {
+		out.TokensPerMinute = new(int64(l.TokensPerMinute))
+	}
+	return &out
+}
+
+func encodeBudgets(b policy.Budgets) *keysetv1.Budgets {
+	out := keysetv1.Budgets{Enforcement: keysetv1.Enforcement_ENFORCEMENT_UNTIL_REACHED}
+	if b.Enforcement == policy.Strict {
+		out.Enforcement = keysetv1.Enforcement_ENFORCEMENT_STRICT
+	}
+	out.DailyNanos, out.MonthlyNanos = encodeAmount(b.Daily), encodeAmount(b.Monthly)
+	return &out
+}
+
+func encodeAmount(a money.Amount) *int64 {
+	if a < 0 {
+		return nil
+	}
+	return new(int64(a))
+}
+
+func encodeRange(r policy.Range) *keysetv1.Range {
+	return &keysetv1.Range{Default: int64(r.Default), Max: int64(r.Max)}
+}
+
+func encodeFormat(f policy.Format) keysetv1.Format {
+	switch f {
+	case policy.FormatOpenAI:
+		return keysetv1.Format_FORMAT_OPENAI
+	case policy.FormatAnthropic:
+		return keysetv1.Format_FORMAT_ANTHROPIC
+	case policy.FormatUnknown:
+	}
+	return keysetv1.Format_FORMAT_UNSPECIFIED
+}
+
+func encodeTime(t time.Time) *timestamppb.Timestamp {
+	if t.IsZero() {
+		return nil
+	}
+	return timestamppb.New(t)
+}
