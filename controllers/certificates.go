@@ -79,11 +79,11 @@ func (c *Certificates) Ensure(ctx context.Context) error {
 	return nil
 }
 
-// Source reads the current certificates from one of the Secrets, through the cache.
-func (c *Certificates) Source(ctx context.Context, name string) certs.Source {
+// Source reads the current certificates from one of the Secrets; the reader is best a cache, since it is asked at each handshake.
+func (c *Certificates) Source(ctx context.Context, reader client.Reader, name string) certs.Source {
 	return func() (certs.Bundle, error) {
 		var secret corev1.Secret
-		if err := c.Client.Get(ctx, client.ObjectKey{Namespace: c.Namespace, Name: name}, &secret); err != nil {
+		if err := reader.Get(ctx, client.ObjectKey{Namespace: c.Namespace, Name: name}, &secret); err != nil {
 			return certs.Bundle{}, fmt.Errorf("get certificate secret %s/%s: %w", c.Namespace, name, err)
 		}
 		return bundleOf(&secret), nil

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 )
 
 func main() { os.Exit(realMain()) }
@@ -32,7 +33,7 @@ func realMain() int {
 		return 0
 	}
 	log := slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: cfg.logLevel}))
-	if err := run(ctx, cfg, log); err != nil {
+	if err := run(ctx, cfg, dependencies{log: log, now: time.Now}); err != nil {
 		log.Error("enforcer ended", slog.String("error", err.Error()))
 		return 1
 	}

@@ -35,6 +35,8 @@ const (
 	// Less than the minute or more after which providers close idle connections, so that requests do not meet a closing one.
 	providerIdleTimeout = 50 * time.Second
 
+	credentialFetchTimeout = 2 * time.Second
+
 	keepalivePingInterval = 30 * time.Second
 	keepalivePingTimeout  = 10 * time.Second
 
@@ -139,13 +141,16 @@ func (b *builder) httpOptions(p *policy.Provider) *httpv3.HttpProtocolOptions {
 // credentialInjector is part of the cluster, not of the listener: it runs after the router has removed the caller's credentials, and
 // once more for each retry.
 func (b *builder) credentialInjector(p *policy.Provider) *injectorv3.CredentialInjector {
+	// Envoy holds back all routes while a cluster waits for its credential: one that does not come must not hold up the others for long.
+	source := adsSource()
+	source.InitialFetchTimeout = durationpb.New(credentialFetchTimeout)
 	return &injectorv3.CredentialInjector{
 		Overwrite:                     true,
 		AllowRequestWithoutCredential: false,
 		Credential: &corev3.TypedExtensionConfig{
 			Name: "envoy.http.injected_credentials.generic",
 			TypedConfig: b.pack(&genericv3.Generic{
-				Credential:        &tlsv3.SdsSecretConfig{Name: CredentialSecret(p.Name), SdsConfig: adsSource()},
+				Credential:        &tlsv3.SdsSecretConfig{Name: CredentialSecret(p.Name), SdsConfig: source},
 				Header:            p.CredentialHeader,
 				HeaderValuePrefix: p.CredentialPrefix,
 			}),

@@ -84,6 +84,12 @@ func (e *enforcer) follow(p plan) {
 	e.plan, e.seen = p, nil
 }
 
+func (e *enforcer) planned() plan {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.plan
+}
+
 func (e *enforcer) last(t *testing.T) told {
 	t.Helper()
 	e.mu.Lock()

@@ -37,7 +37,17 @@ var inAnthropicDialect = strings.Join([]string{
 // replies are in order: the first that fits is taken.
 func (b *builder) replies() []reply {
 	const serverError, apiError = "server_error", "api_error"
+	undecided := reply{
+		status:    503,
+		message:   "The gateway cannot decide on the request at the moment.",
+		openAI:    serverError,
+		anthropic: apiError,
+	}
+	// Envoy answers 504 for an enforcer that is silent, and 503 for one that is away.
+	silent := undecided
+	silent.when = `response.code_details.startsWith('ext_proc_')`
 	return []reply{
+		silent,
 		{
 			when:      `response.code == 413`,
 			message:   fmt.Sprintf("The request body is too large: the gateway accepts at most %d bytes.", b.cfg.MaxRequestBytes),
@@ -70,13 +80,7 @@ func (b *builder) replies() []reply {
 			openAI:    "invalid_request_error",
 			anthropic: "invalid_request_error",
 		},
-		{
-			// The enforcer is away, or has not decided.
-			status:    503,
-			message:   "The gateway cannot decide on the request at the moment.",
-			openAI:    serverError,
-			anthropic: apiError,
-		},
+		undecided,
 	}
 }
 

@@ -93,7 +93,7 @@ type watch struct {
 	session *session
 	request *cache.DeltaRequest
 	out     chan cache.DeltaResponse
-	notTill time.Time // after a refusal
+	notTill time.Time   // after a refusal
 	stop    func() bool // of the pause's timer
 }
 

@@ -43,12 +43,11 @@ func (EnvoyGroup) ID(*core.Node) string { return EnvoyNodeGroup }
 
 // Config is what a Server needs.
 type Config struct {
-	Listener net.Listener
-	TLS      *tls.Config // must demand client certificates
-	KeySet   *keyset.Cache
-	Envoy    cache.SnapshotCache
-	Log      logr.Logger
-	Metrics  prometheus.Registerer
+	TLS     *tls.Config // must demand client certificates
+	KeySet  *keyset.Cache
+	Envoy   cache.SnapshotCache
+	Log     logr.Logger
+	Metrics prometheus.Registerer
 }
 
 // Server is the xDS port.
@@ -72,8 +71,8 @@ func New(cfg Config) (*Server, error) {
 // Tracker knows what clients acknowledged.
 func (s *Server) Tracker() *Tracker { return s.tracker }
 
-// Run serves until the context ends.
-func (s *Server) Run(ctx context.Context) error {
+// Run serves on the listener, which it closes, until the context ends.
+func (s *Server) Run(ctx context.Context, listener net.Listener) error {
 	g := grpc.NewServer(
 		grpc.Creds(credentials.NewTLS(s.cfg.TLS)),
 		grpc.MaxRecvMsgSize(maxRequestBytes),
@@ -92,7 +91,7 @@ func (s *Server) Run(ctx context.Context) error {
 	defer cancel()
 	discovery.RegisterAggregatedDiscoveryServiceServer(g, deltaOnly{server.NewServer(serverCtx, mux, callbacks{s.tracker})})
 	served := make(chan error, 1)
-	go func() { served <- g.Serve(s.cfg.Listener) }()
+	go func() { served <- g.Serve(listener) }()
 	select {
 	case err := <-served:
 		return fmt.Errorf("serve xDS: %w", err)

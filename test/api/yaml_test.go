@@ -1,7 +1,7 @@
 package api
 
 import (
-	"os"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -9,9 +9,6 @@ import (
 
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"sigs.k8s.io/yaml"
-
-	"github.com/latchkey-dev/latchkey/test/controlplane"
 )
 
 func TestGoodYAML(t *testing.T) {
@@ -75,14 +72,14 @@ func TestBadYAML(t *testing.T) {
 // rules collects the messages of all CEL rules in the CRDs, status aside, which no user writes.
 func rules(t *testing.T) []string {
 	t.Helper()
-	root, err := controlplane.Root()
-	if err != nil {
-		t.Fatal(err)
-	}
 	found := map[string]bool{}
 	var walk func(schema *apiextensionsv1.JSONSchemaProps)
 	walk = func(schema *apiextensionsv1.JSONSchemaProps) {
 		for _, rule := range schema.XValidations {
+			if rule.Message == "" {
+				t.Errorf("the rule %q has no message", rule.Rule)
+				continue
+			}
 			found[rule.Message] = true
 		}
 		for name, property := range schema.Properties {
@@ -94,29 +91,10 @@ func rules(t *testing.T) []string {
 			walk(schema.Items.Schema)
 		}
 	}
-	for _, path := range files(t, filepath.Join(root, "config", "crd", "bases")) {
-		content, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		var crd apiextensionsv1.CustomResourceDefinition
-		if err := yaml.UnmarshalStrict(content, &crd); err != nil {
-			t.Fatal(err)
-		}
-		for _, version := range crd.Spec.Versions {
-			walk(version.Schema.OpenAPIV3Schema)
-		}
+	for _, schema := range schemas(t) {
+		walk(&schema.root)
 	}
-	var messages []string
-	for message := range found {
-		if message == "" {
-			t.Error("a rule has no message")
-			continue
-		}
-		messages = append(messages, message)
-	}
-	slices.Sort(messages)
-	return messages
+	return slices.Sorted(maps.Keys(found))
 }
 
 func nameOf(path string) string { return strings.TrimSuffix(filepath.Base(path), ".yaml") }

@@ -58,10 +58,8 @@ func Start(ctx context.Context, opts Options) (_ *ControlPlane, err error) {
 			err = errors.Join(err, c.Stop())
 		}
 	}()
-	for _, port := range []*int{&c.etcdPort, &c.peerPort, &c.apiPort} {
-		if *port, err = freePort(ctx); err != nil {
-			return nil, err
-		}
+	if err := choosePorts(ctx, &c.etcdPort, &c.peerPort, &c.apiPort); err != nil {
+		return nil, err
 	}
 	token, err := ensureCredentials(c.dir)
 	if err != nil {
@@ -221,15 +219,18 @@ func (c *ControlPlane) say(what string) {
 
 func loopback(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
 
-// freePort finds a port that nothing listens on at this moment.
-func freePort(ctx context.Context) (int, error) {
+// choosePorts finds ports that nothing listens on at this moment, no two of them the same.
+func choosePorts(ctx context.Context, ports ...*int) error {
 	var lc net.ListenConfig
-	ln, err := lc.Listen(ctx, "tcp", loopback(0))
-	if err != nil {
-		return 0, fmt.Errorf("find a free port: %w", err)
+	for _, port := range ports {
+		ln, err := lc.Listen(ctx, "tcp", loopback(0))
+		if err != nil {
+			return fmt.Errorf("find a free port: %w", err)
+		}
+		defer func() { _ = ln.Close() }() // once all have been chosen: a port that is held is not found again
+		*port = ln.Addr().(*net.TCPAddr).Port
 	}
-	defer func() { _ = ln.Close() }()
-	return ln.Addr().(*net.TCPAddr).Port, nil
+	return nil
 }
 
 func get(ctx context.Context, client *http.Client, url string) error {

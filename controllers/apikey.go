@@ -1,0 +1,300 @@
+package controllers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/events"
+	"k8s.io/utils/clock"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	"sigs.k8s.io/controller-runtime/pkg/source"
+
+	"github.com/latchkey-dev/latchkey/api/v1alpha1"
+	applyv1alpha1 "github.com/latchkey-dev/latchkey/api/v1alpha1/applyconfiguration/api/v1alpha1"
+	"github.com/latchkey-dev/latchkey/internal/compile"
+	"github.com/latchkey-dev/latchkey/internal/policy"
+)
+
+// +kubebuilder:rbac:groups=latchkey.dev,resources=apikeys,verbs=get;list;watch;patch
+// +kubebuilder:rbac:groups=latchkey.dev,resources=apikeys/status,verbs=patch
+// +kubebuilder:rbac:groups=latchkey.dev,resources=apikeys/finalizers,verbs=update
+// +kubebuilder:rbac:groups="",resources=secrets,verbs=get;list;watch;create;patch;delete
+// +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch
+
+const (
+	apiKeyManager = client.FieldOwner("latchkey-apikey")
+	// workers reconcile keys side by side: each spends its time waiting for the API server.
+	workers = 8
+)
+
+// APIKeyReconciler mints keys into Secrets, looks after their one reveal, and reports what a caller meets.
+type APIKeyReconciler struct {
+	Client    client.Client
+	APIReader client.Reader // reads past the cache, where a stale answer would mint a key twice
+	Recorder  events.EventRecorder
+	Clock     clock.PassiveClock
+	Random    io.Reader // cryptographic
+	Acks      Acks
+	Namespace string // the installation's
+}
+
+// keyScope is what one reconcile has gathered.
+type keyScope struct {
+	key     *v1alpha1.APIKey
+	status  *v1alpha1.APIKeyStatus // as it shall be
+	app     *v1alpha1.Application  // nil: there is none
+	policy  *v1alpha1.SystemPolicy // nil: there is none
+	secret  *corev1.Secret         // nil: there is none. The value of its apiKey cannot be relied on, its presence can
+	elder   string                 // an older APIKey with the same secret; empty: none
+	requeue time.Duration          // 0: no need
+}
+
+// wake asks for another reconcile no later than after d.
+func (s *keyScope) wake(d time.Duration) {
+	d = max(d, time.Millisecond)
+	if s.requeue == 0 || d < s.requeue {
+		s.requeue = d
+	}
+}
+
+// Reconcile carries out one APIKey.
+func (r *APIKeyReconciler) Reconcile(ctx context.Context, req ctrl.Request) (_ ctrl.Result, err error) {
+	s := &keyScope{key: &v1alpha1.APIKey{}}
+	if err := r.Client.Get(ctx, req.NamespacedName, s.key); err != nil {
+		return ctrl.Result{}, client.IgnoreNotFound(err)
+	}
+	if !s.key.DeletionTimestamp.IsZero() {
+		return ctrl.Result{}, r.finalize(ctx, s.key)
+	}
+	s.status = s.key.Status.DeepCopy()
+	if err := addFinalizer(ctx, r.Client, s.key, v1alpha1.FinalizerAPIKey); err != nil {
+		return ctrl.Result{}, err
+	}
+	for _, step := range []func(context.Context, *keyScope) error{r.gather, r.mint, r.adopt, r.reveal, r.findElder} {
+		if err = step(ctx, s); err != nil {
+			break
+		}
+	}
+	if isRace(err) { // somebody else was quicker; what they did is looked at next
+		return ctrl.Result{RequeueAfter: 100 * time.Millisecond}, nil
+	}
+	if err == nil {
+		r.conclude(s)
+	}
+	// The status goes out also after a failed step: what was minted must be known.
+	if statusErr := r.applyStatus(ctx, s); statusErr != nil {
+		if isRace(statusErr) {
+			return ctrl.Result{RequeueAfter: 100 * time.Millisecond}, nil
+		}
+		err = errors.Join(err, statusErr)
+	}
+	if err != nil {
+		return ctrl.Result{}, err
+	}
+	return ctrl.Result{RequeueAfter: s.requeue}, nil
+}
+
+// isRace tells the errors that say no more than that the object has changed.
+func isRace(err error) bool {
+	return apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) || apierrors.IsNotFound(err)
+}
+
+// gather reads what the key depends on.
+func (r *APIKeyReconciler) gather(ctx context.Context, s *keyScope) error {
+	app := &v1alpha1.Application{}
+	switch err := r.Client.Get(ctx, types.NamespacedName{Namespace: s.key.Namespace, Name: s.key.Spec.ApplicationRef.Name}, app); {
+	case err == nil:
+		s.app = app
+	case !apierrors.IsNotFound(err):
+		return fmt.Errorf("get application %s: %w", s.key.Spec.ApplicationRef.Name, err)
+	}
+	system := &v1alpha1.SystemPolicy{}
+	switch err := r.Client.Get(ctx, types.NamespacedName{Name: v1alpha1.SystemPolicyName}, system); {
+	case err == nil:
+		s.policy = system
+	case !apierrors.IsNotFound(err):
+		return fmt.Errorf("get system policy: %w", err)
+	}
+	return r.findSecret(ctx, s)
+}
+
+// findElder looks for an older APIKey whose Secret holds the same key.
+func (r *APIKeyReconciler) findElder(ctx context.Context, s *keyScope) error {
+	if s.secret == nil {
+		return nil
+	}
+	var twins corev1.SecretList
+	if err := r.Client.List(ctx, &twins, client.MatchingFields{indexKeyHash: string(s.secret.Data[v1alpha1.SecretDataKeyHash])}, client.UnsafeDisableDeepCopy); err != nil {
+		return fmt.Errorf("list secrets with the same key: %w", err)
+	}
+	for i := range twins.Items {
+		owner := types.NamespacedName{Namespace: twins.Items[i].Namespace, Name: twins.Items[i].Labels[v1alpha1.LabelAPIKey]}
+		if owner == client.ObjectKeyFromObject(s.key) {
+			continue
+		}
+		other := &v1alpha1.APIKey{}
+		if err := r.Client.Get(ctx, owner, other); err != nil {
+			if apierrors.IsNotFound(err) {
+				continue
+			}
+			return fmt.Errorf("get apikey %s: %w", owner, err)
+		}
+		if _, problem := compile.KeyHash(other, &twins.Items[i]); problem == nil && other.DeletionTimestamp.IsZero() && older(other, s.key) {
+			s.elder = owner.String()
+			return nil
+		}
+	}
+	return nil
+}
+
+// older is the order by which the Publisher decides, too.
+func older(a, b *v1alpha1.APIKey) bool {
+	if !a.CreationTimestamp.Equal(&b.CreationTimestamp) {
+		return a.CreationTimestamp.Before(&b.CreationTimestamp)
+	}
+	return client.ObjectKeyFromObject(a).String() < client.ObjectKeyFromObject(b).String()
+}
+
+// conclude computes status and conditions from what was gathered and done.
+func (r *APIKeyReconciler) conclude(s *keyScope) {
+	now := r.Clock.Now()
+	system, _ := compile.System(s.policy)
+	var app *policy.Application
+	if s.app != nil {
+		app, _ = compile.Application(s.app)
+	}
+	effective := policy.EffectiveFor(compile.Policy(s.key), app, system)
+	s.status.ObservedGeneration = s.key.Generation
+	s.status.Effective = effectiveStatus(effective)
+
+	before := findCondition(s.key.Status.Conditions, v1alpha1.ConditionReady)
+	list := conditionList{&s.status.Conditions, s.key.Generation, now}
+	readyVerdict, stalled := readyOf(s, effective.Clamps)
+	list.setReady(readyVerdict, stalled)
+	list.set(v1alpha1.ConditionUsable, usableOf(s, now))
+	list.set(v1alpha1.ConditionRevealed, revealedOf(s))
+	if s.secret == nil {
+		list.set(v1alpha1.ConditionEnforced, no(v1alpha1.ReasonPending, "the key has no secret that could be enforced"))
+	} else {
+		list.set(v1alpha1.ConditionEnforced, enforced(s.key.Status.Conditions, s.key.Generation, r.Acks.Check(s.key), r.Acks.Check(s.secret)))
+	}
+	if e := s.key.Spec.ExpirationTime; e != nil && now.Before(e.Time) {
+		s.wake(e.Sub(now))
+	}
+	r.announce(s.key, before, readyVerdict)
+}
+
+// announce makes an event of a change for the worse, once.
+func (r *APIKeyReconciler) announce(k *v1alpha1.APIKey, before *metav1.Condition, after verdict) {
+	if before != nil && before.Reason == after.reason && before.Message == after.message {
+		return
+	}
+	switch after.reason {
+	case v1alpha1.ReasonLimitClamped, v1alpha1.ReasonSecretLost, v1alpha1.ReasonSecretConflict, v1alpha1.ReasonDuplicateKey,
+		v1alpha1.ReasonRetainNotAllowed, v1alpha1.ReasonInvalid, v1alpha1.ReasonApplicationNotFound:
+		r.Recorder.Eventf(k, nil, corev1.EventTypeWarning, after.reason, "Reconcile", "%s", after.message)
+	}
+}
+
+func (r *APIKeyReconciler) applyStatus(ctx context.Context, s *keyScope) error {
+	if equality.Semantic.DeepEqual(s.status, &s.key.Status) {
+		return nil
+	}
+	status, err := convert[applyv1alpha1.APIKeyStatusApplyConfiguration](s.status)
+	if err != nil {
+		return err
+	}
+	object := applyv1alpha1.APIKey(s.key.Name, s.key.Namespace).WithUID(s.key.UID).WithStatus(status)
+	if err := r.Client.Status().Apply(ctx, object, apiKeyManager, client.ForceOwnership); err != nil {
+		return fmt.Errorf("apply status of apikey %s/%s: %w", s.key.Namespace, s.key.Name, err)
+	}
+	return nil
+}
+
+// finalize deletes the Secret, and lets the key go. The key is refused from the moment that it is marked for deletion.
+func (r *APIKeyReconciler) finalize(ctx context.Context, k *v1alpha1.APIKey) error {
+	if !controllerutil.ContainsFinalizer(k, v1alpha1.FinalizerAPIKey) {
+		return nil
+	}
+	secret := &corev1.Secret{}
+	err := r.APIReader.Get(ctx, types.NamespacedName{Namespace: k.Namespace, Name: k.SecretName()}, secret)
+	if client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("get secret of apikey %s/%s: %w", k.Namespace, k.Name, err)
+	}
+	if err == nil && ownedBy(secret, k) {
+		// An owner reference alone deletes nothing where no garbage collector runs.
+		if err := r.Client.Delete(ctx, secret, client.Preconditions{UID: &secret.UID}); client.IgnoreNotFound(err) != nil {
+			return fmt.Errorf("delete secret %s/%s: %w", secret.Namespace, secret.Name, err)
+		}
+	}
+	return removeFinalizer(ctx, r.Client, k, v1alpha1.FinalizerAPIKey)
+}
+
+// addFinalizer makes sure that the finalizer is there. The object keeps its own status.
+func addFinalizer(ctx context.Context, c client.Client, obj client.Object, finalizer string) error {
+	if controllerutil.ContainsFinalizer(obj, finalizer) {
+		return nil
+	}
+	updated := obj.DeepCopyObject().(client.Object)
+	controllerutil.AddFinalizer(updated, finalizer)
+	if err := c.Patch(ctx, updated, client.MergeFromWithOptions(obj, client.MergeFromWithOptimisticLock{})); err != nil {
+		if isRace(err) {
+			return nil // another event follows
+		}
+		return fmt.Errorf("add finalizer to %s: %w", obj.GetName(), err)
+	}
+	obj.SetFinalizers(updated.GetFinalizers())
+	obj.SetResourceVersion(updated.GetResourceVersion())
+	return nil
+}
+
+func removeFinalizer(ctx context.Context, c client.Client, obj client.Object, finalizer string) error {
+	updated := obj.DeepCopyObject().(client.Object)
+	controllerutil.RemoveFinalizer(updated, finalizer)
+	if err := c.Patch(ctx, updated, client.MergeFromWithOptions(obj, client.MergeFromWithOptimisticLock{})); client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("remove finalizer from %s: %w", obj.GetName(), err)
+	}
+	return nil
+}
+
+// SetupWithManager watches what a key depends on.
+func (r *APIKeyReconciler) SetupWithManager(mgr ctrl.Manager) error {
+	toKey := handler.EnqueueRequestsFromMapFunc(func(_ context.Context, o client.Object) []reconcile.Request {
+		if name := o.GetLabels()[v1alpha1.LabelAPIKey]; name != "" {
+			return []reconcile.Request{request(o.GetNamespace(), name)}
+		}
+		return nil
+	})
+	keysOf := func(ctx context.Context, opts ...client.ListOption) []reconcile.Request {
+		return requestsOf(ctx, r.Client, &v1alpha1.APIKeyList{}, func(l *v1alpha1.APIKeyList) []v1alpha1.APIKey { return l.Items },
+			func(k *v1alpha1.APIKey) types.NamespacedName { return client.ObjectKeyFromObject(k) }, opts...)
+	}
+	return ctrl.NewControllerManagedBy(mgr).
+		For(&v1alpha1.APIKey{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
+		Watches(&corev1.Secret{}, toKey).
+		Watches(&v1alpha1.Application{}, handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, o client.Object) []reconcile.Request {
+			return keysOf(ctx, client.InNamespace(o.GetNamespace()), client.MatchingFields{indexApplication: o.GetName()})
+		}), builder.WithPredicates(predicate.GenerationChangedPredicate{})).
+		Watches(&v1alpha1.SystemPolicy{}, handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, _ client.Object) []reconcile.Request {
+			return keysOf(ctx)
+		}), builder.WithPredicates(predicate.GenerationChangedPredicate{})).
+		WatchesRawSource(source.Channel(r.Acks.Events(&v1alpha1.APIKey{}), &handler.EnqueueRequestForObject{})).
+		WatchesRawSource(source.Channel(r.Acks.Events(&corev1.Secret{}), toKey)).
+		WithOptions(controller.Options{MaxConcurrentReconciles: workers}).
+		Complete(r)
+}

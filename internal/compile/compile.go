@@ -1,0 +1,279 @@
+package compile
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/latchkey-dev/latchkey/api/v1alpha1"
+	"github.com/latchkey-dev/latchkey/internal/money"
+	"github.com/latchkey-dev/latchkey/internal/policy"
+)
+
+// Problem is why an object is not carried out, or not as it stands.
+type Problem struct {
+	Reason  string // one of api/v1alpha1's
+	Message string // what is wrong, and how to mend it
+	Stalled bool   // somebody has to mend it; otherwise it may mend itself
+}
+
+// Key compiles an APIKey with its Secret (nil: there is none). A key that is being deleted, has no Secret of its own, or whose Secret
+// does not hold the key that was minted, is not published.
+func Key(k *v1alpha1.APIKey, secret *corev1.Secret) (*policy.Key, []Problem) {
+	if !k.DeletionTimestamp.IsZero() {
+		return nil, nil
+	}
+	hash, problem := KeyHash(k, secret)
+	if problem != nil {
+		return nil, []Problem{*problem}
+	}
+	budgets, problems := budgets("spec.budgets", k.Spec.Budgets)
+	out := &policy.Key{
+		UID:          string(k.UID),
+		Namespace:    k.Namespace,
+		Name:         k.Name,
+		DisplayName:  string(k.Spec.DisplayName),
+		Credentials:  []policy.Credential{{Hash: hash, Prefix: string(secret.Data[v1alpha1.SecretDataKeyPrefix])}},
+		Application:  k.Spec.ApplicationRef.Name,
+		State:        state(k.Spec.State),
+		Capabilities: capabilities(k.Spec.Capabilities),
+		Models:       scope(&k.Spec.Models),
+		Limits:       limits(k.Spec.RateLimits),
+		Budgets:      budgets,
+	}
+	if k.Spec.ExpirationTime != nil {
+		out.Expires = k.Spec.ExpirationTime.Time
+	}
+	if len(problems) > 0 {
+		return nil, problems
+	}
+	return out, nil
+}
+
+// Policy compiles what an APIKey's spec alone says, without its Secret: what status.effective is computed from.
+func Policy(k *v1alpha1.APIKey) *policy.Key {
+	b, _ := budgets("spec.budgets", k.Spec.Budgets)
+	return &policy.Key{
+		Capabilities: capabilities(k.Spec.Capabilities),
+		Models:       scope(&k.Spec.Models),
+		Limits:       limits(k.Spec.RateLimits),
+		Budgets:      b,
+	}
+}
+
+// KeyHash reads the key's hash out of its Secret, if that is the key's own and holds the key that was minted.
+func KeyHash(k *v1alpha1.APIKey, secret *corev1.Secret) (policy.KeyHash, *Problem) {
+	switch {
+	case secret == nil && k.Status.SecretName == "":
+		return policy.KeyHash{}, &Problem{v1alpha1.ReasonPending, "the key has not been minted yet", false}
+	case secret == nil:
+		return policy.KeyHash{}, lost("Secret %s is gone, and the key with it: delete this APIKey and create a new one", k.Status.SecretName)
+	case secret.Labels[v1alpha1.LabelAPIKey] != k.Name:
+		return policy.KeyHash{}, &Problem{v1alpha1.ReasonSecretConflict, fmt.Sprintf(
+			"Secret %s exists and is not this key's (it has no label %s=%s): delete that Secret, or create the APIKey anew with another spec.secret.name",
+			secret.Name, v1alpha1.LabelAPIKey, k.Name), true}
+	}
+	raw, err := hex.DecodeString(string(secret.Data[v1alpha1.SecretDataKeyHash]))
+	if err != nil || len(raw) != sha256.Size {
+		return policy.KeyHash{}, lost("Secret %s holds no key any more (its %s is not a SHA-256 in hex): delete this APIKey and create a new one", secret.Name, v1alpha1.SecretDataKeyHash)
+	}
+	hash := policy.KeyHash(raw)
+	if want := k.Status.KeyFingerprint; want != "" && want != Fingerprint(hash) {
+		return policy.KeyHash{}, lost("Secret %s holds another key than the one that was minted for this APIKey: restore it, or delete this APIKey and create a new one", secret.Name)
+	}
+	return hash, nil
+}
+
+func lost(format string, args ...any) *Problem {
+	return &Problem{v1alpha1.ReasonSecretLost, fmt.Sprintf(format, args...), true}
+}
+
+// Fingerprint binds a Secret to its APIKey's status: the first 16 hex digits of the hash's own SHA-256.
+func Fingerprint(hash policy.KeyHash) string {
+	sum := sha256.Sum256(hash[:])
+	return hex.EncodeToString(sum[:8])
+}
+
+// Application compiles an Application. One that is being deleted still serves, since it stays until its keys are gone.
+func Application(a *v1alpha1.Application) (*policy.Application, []Problem) {
+	b, problems := budgets("spec.budgets", a.Spec.Budgets)
+	if len(problems) > 0 {
+		return nil, problems
+	}
+	out := &policy.Application{
+		UID:          string(a.UID),
+		Namespace:    a.Namespace,
+		Name:         a.Name,
+		DisplayName:  string(a.Spec.DisplayName),
+		State:        state(a.Spec.State),
+		Capabilities: policy.AllCapabilities,
+		Models:       policy.ModelScope{All: true},
+		Limits:       limits(a.Spec.RateLimits),
+		Budgets:      b,
+	}
+	if len(a.Spec.Capabilities) > 0 {
+		out.Capabilities = capabilities(a.Spec.Capabilities)
+	}
+	if a.Spec.Models != nil {
+		out.Models = scope(a.Spec.Models)
+	}
+	return out, nil
+}
+
+// Model compiles a Model with its Provider (nil: there is none).
+func Model(m *v1alpha1.Model, provider *v1alpha1.Provider) (*policy.Model, []Problem) {
+	if provider == nil {
+		return nil, []Problem{{v1alpha1.ReasonProviderNotFound, fmt.Sprintf(
+			"Provider %s does not exist: create it, or name another in spec.providerRef.name", m.Spec.ProviderRef.Name), false}}
+	}
+	if !m.DeletionTimestamp.IsZero() {
+		return nil, nil
+	}
+	out := &policy.Model{
+		Name:         m.CallName(),
+		Capabilities: capabilities(m.Spec.Capabilities),
+		Provider:     provider.Name,
+		Format:       format(provider.Spec.Format),
+		UpstreamName: m.Spec.UpstreamName,
+		Created:      m.CreationTimestamp.Time,
+	}
+	if out.UpstreamName == "" {
+		out.UpstreamName = out.Name
+	}
+	if m.Spec.MaxOutputTokens != nil {
+		out.MaxOutputTokens = *m.Spec.MaxOutputTokens
+	}
+	return out, nil
+}
+
+// Winner is the Model that has the name which all of these claim: the oldest, and of two created in the same second the one whose own name
+// comes first. Those being deleted yield to the others.
+func Winner(claimants []*v1alpha1.Model) *v1alpha1.Model {
+	return slices.MinFunc(claimants, func(a, b *v1alpha1.Model) int {
+		aGoes, bGoes := !a.DeletionTimestamp.IsZero(), !b.DeletionTimestamp.IsZero()
+		switch {
+		case aGoes != bGoes && aGoes:
+			return 1
+		case aGoes != bGoes:
+			return -1
+		case !a.CreationTimestamp.Equal(&b.CreationTimestamp):
+			return a.CreationTimestamp.Compare(b.CreationTimestamp.Time)
+		case a.Name < b.Name:
+			return -1
+		case a.Name > b.Name:
+			return 1
+		}
+		return 0
+	})
+}
+
+// System compiles the SystemPolicy (nil: there is none, and the defaults apply). With a problem the rest still applies, the default in
+// place of what cannot.
+func System(s *v1alpha1.SystemPolicy) (*policy.System, []Problem) {
+	out := policy.DefaultSystem()
+	if s == nil {
+		return &out, nil
+	}
+	var problems []Problem
+	if s.Spec.Currency != "" {
+		out.Currency = s.Spec.Currency
+	}
+	if zone := s.Spec.TimeZone; zone != "" {
+		if _, err := time.LoadLocation(zone); err != nil {
+			problems = append(problems, Problem{v1alpha1.ReasonInvalid, fmt.Sprintf(
+				"spec.timeZone: %q is not in the IANA time zone database: write a name such as Europe/Berlin, or UTC, which applies until then", zone), true})
+		} else {
+			out.TimeZone = zone
+		}
+	}
+	if l := s.Spec.RateLimits; l != nil {
+		out.RequestsPerMinute = limitRange(l.RequestsPerMinute, out.RequestsPerMinute)
+		out.TokensPerMinute = limitRange(l.TokensPerMinute, out.TokensPerMinute)
+	}
+	return &out, problems
+}
+
+func limitRange(r *v1alpha1.LimitRange, otherwise policy.Range) policy.Range {
+	if r == nil || r.Default == nil || r.Max == nil {
+		return otherwise
+	}
+	return policy.Range{Default: policy.Limit(*r.Default), Max: policy.Limit(*r.Max)}
+}
+
+func state(s v1alpha1.State) policy.State {
+	switch s {
+	case v1alpha1.StateEnabled, "": // the schema's default
+		return policy.StateEnabled
+	case v1alpha1.StateDisabled:
+	}
+	return policy.StateDisabled
+}
+
+func capabilities(list []v1alpha1.Capability) policy.Capabilities {
+	var set policy.Capabilities
+	for _, name := range list {
+		if c, known := policy.ParseCapability(string(name)); known {
+			set |= policy.CapabilitiesOf(c)
+		}
+	}
+	return set
+}
+
+func scope(s *v1alpha1.ModelScope) policy.ModelScope {
+	if s.Access == v1alpha1.ModelAccessAll {
+		return policy.ModelScope{All: true}
+	}
+	names := make([]string, 0, len(s.Names))
+	for _, n := range s.Names {
+		names = append(names, string(n))
+	}
+	return policy.ScopeOf(names...)
+}
+
+func limits(l *v1alpha1.RateLimits) policy.RateLimits {
+	out := policy.NoRateLimits()
+	if l != nil && l.RequestsPerMinute != nil {
+		out.RequestsPerMinute = policy.Limit(*l.RequestsPerMinute)
+	}
+	if l != nil && l.TokensPerMinute != nil {
+		out.TokensPerMinute = policy.Limit(*l.TokensPerMinute)
+	}
+	return out
+}
+
+func budgets(field string, b *v1alpha1.Budgets) (policy.Budgets, []Problem) {
+	out := policy.NoBudgets()
+	if b == nil {
+		return out, nil
+	}
+	var problems []Problem
+	amount := func(name string, m *v1alpha1.Money) money.Amount {
+		if m == nil {
+			return policy.NoBudget
+		}
+		a, err := money.Parse(string(*m))
+		if err != nil {
+			problems = append(problems, Problem{v1alpha1.ReasonInvalid, fmt.Sprintf("%s.%s: %v", field, name, err), true})
+		}
+		return a
+	}
+	out.Daily, out.Monthly = amount("daily", b.Daily), amount("monthly", b.Monthly)
+	if b.Enforcement == v1alpha1.BudgetEnforcementStrict {
+		out.Enforcement = policy.Strict
+	}
+	return out, problems
+}
+
+func format(f v1alpha1.ProviderFormat) policy.Format {
+	switch f {
+	case v1alpha1.ProviderFormatOpenAI:
+		return policy.FormatOpenAI
+	case v1alpha1.ProviderFormatAnthropic:
+		return policy.FormatAnthropic
+	}
+	return policy.FormatUnknown
+}
