@@ -15,54 +15,67 @@ import (
 	"github.com/latchkey-dev/latchkey/internal/policy"
 )
 
-// RefOf is the inverse of NameOf.
+// RefOf is the inverse of NameOf. It refuses names that no entry can have, the marker's among them.
 func RefOf(name string) (policy.Ref, error) {
 	if name == systemName {
 		return policy.Ref{Kind: policy.KindSystem}, nil
 	}
-	for prefix, kind := range map[string]policy.Kind{
-		applicationPrefix: policy.KindApplication, keyPrefix: policy.KindKey, modelPrefix: policy.KindModel,
-	} {
-		if rest, ok := strings.CutPrefix(name, prefix); ok && rest != "" {
-			return policy.Ref{Kind: kind, Name: rest}, nil
+	if id, ok := strings.CutPrefix(name, applicationPrefix); ok {
+		namespace, app, _ := strings.Cut(id, "/")
+		if namespace != "" && app != "" && !strings.Contains(app, "/") {
+			return policy.Ref{Kind: policy.KindApplication, Name: id}, nil
 		}
+	}
+	if uid, ok := strings.CutPrefix(name, keyPrefix); ok && uid != "" {
+		return policy.Ref{Kind: policy.KindKey, Name: uid}, nil
+	}
+	if model, ok := strings.CutPrefix(name, modelPrefix); ok && model != "" {
+		return policy.Ref{Kind: policy.KindModel, Name: model}, nil
 	}
 	return policy.Ref{}, fmt.Errorf("resource name %q: not an entry of the key set", name)
 }
 
-// Decode reads a resource and adds it to the delta. It refuses what does not fit its name, and treats what it does not know as the stricter
-// choice: an unknown state is disabled, an unknown capability is left out.
+// Decode reads a resource and adds it to the delta. It refuses what does not fit its name, and leaves the delta alone then. What it
+// does not know it treats as the stricter choice: an unknown state is disabled, an unknown capability is left out.
 func Decode(name string, body []byte, into *policy.Delta) error {
+	ref, err := RefOf(name)
+	if err != nil {
+		return err
+	}
 	var entry keysetv1.Entry
 	if err := proto.Unmarshal(body, &entry); err != nil {
 		return fmt.Errorf("read resource %q: %w", name, err)
 	}
-	var ref policy.Ref
+	var content policy.Ref
+	var add func()
 	switch e := entry.Entry.(type) {
 	case *keysetv1.Entry_System:
-		into.System = decodeSystem(e.System)
-		ref = policy.Ref{Kind: policy.KindSystem}
+		add = func() { into.System = decodeSystem(e.System) }
 	case *keysetv1.Entry_Application:
 		a := decodeApplication(e.Application)
-		into.Applications = append(into.Applications, a)
-		ref = policy.Ref{Kind: policy.KindApplication, Name: a.ID()}
+		content = policy.Ref{Kind: policy.KindApplication, Name: a.ID()}
+		add = func() { into.Applications = append(into.Applications, a) }
 	case *keysetv1.Entry_Key:
 		k, err := decodeKey(e.Key)
 		if err != nil {
 			return fmt.Errorf("read resource %q: %w", name, err)
 		}
-		into.Keys = append(into.Keys, k)
-		ref = policy.Ref{Kind: policy.KindKey, Name: k.UID}
+		content = policy.Ref{Kind: policy.KindKey, Name: k.UID}
+		add = func() { into.Keys = append(into.Keys, k) }
 	case *keysetv1.Entry_Model:
-		m := decodeModel(e.Model)
-		into.Models = append(into.Models, m)
-		ref = policy.Ref{Kind: policy.KindModel, Name: m.Name}
+		m, err := decodeModel(e.Model)
+		if err != nil {
+			return fmt.Errorf("read resource %q: %w", name, err)
+		}
+		content = policy.Ref{Kind: policy.KindModel, Name: m.Name}
+		add = func() { into.Models = append(into.Models, m) }
 	default:
 		return fmt.Errorf("read resource %q: it holds no entry that this version knows", name)
 	}
-	if want := NameOf(ref); name != want {
-		return fmt.Errorf("read resource %q: its content is that of %q", name, want)
+	if content != ref {
+		return fmt.Errorf("read resource %q: its content is that of %q", name, NameOf(content))
 	}
+	add()
 	return nil
 }
 
@@ -100,6 +113,10 @@ func decodeKey(k *keysetv1.Key) (*policy.Key, error) {
 		}
 		credentials = append(credentials, policy.Credential{Hash: policy.KeyHash(c.GetSha256()), Prefix: c.GetPrefix()})
 	}
+	expires, err := decodeTime(k.GetExpirationTime())
+	if err != nil {
+		return nil, fmt.Errorf("expiration time: %w", err)
+	}
 	return &policy.Key{
 		UID:          k.GetUid(),
 		Namespace:    k.GetNamespace(),
@@ -108,7 +125,7 @@ func decodeKey(k *keysetv1.Key) (*policy.Key, error) {
 		Credentials:  credentials,
 		Application:  k.GetApplication(),
 		State:        decodeState(k.GetState()),
-		Expires:      decodeTime(k.GetExpirationTime()),
+		Expires:      expires,
 		Capabilities: decodeCapabilities(k.GetCapabilities()),
 		Models:       decodeScope(k.GetModels()),
 		Limits:       decodeLimits(k.GetLimits()),
@@ -116,7 +133,7 @@ func decodeKey(k *keysetv1.Key) (*policy.Key, error) {
 	}, nil
 }
 
-func decodeModel(m *keysetv1.Model) *policy.Model {
+func decodeModel(m *keysetv1.Model) (*policy.Model, error) {
 	format := policy.FormatUnknown
 	switch m.GetFormat() {
 	case keysetv1.Format_FORMAT_OPENAI:
@@ -125,6 +142,10 @@ func decodeModel(m *keysetv1.Model) *policy.Model {
 		format = policy.FormatAnthropic
 	case keysetv1.Format_FORMAT_UNSPECIFIED:
 	}
+	created, err := decodeTime(m.GetCreationTime())
+	if err != nil {
+		return nil, fmt.Errorf("creation time: %w", err)
+	}
 	return &policy.Model{
 		Name:            m.GetName(),
 		Capabilities:    decodeCapabilities(m.GetCapabilities()),
@@ -132,8 +153,8 @@ func decodeModel(m *keysetv1.Model) *policy.Model {
 		Format:          format,
 		UpstreamName:    m.GetUpstreamName(),
 		MaxOutputTokens: m.GetMaxOutputTokens(),
-		Created:         decodeTime(m.GetCreationTime()),
-	}
+		Created:         created,
+	}, nil
 }
 
 func decodeState(s keysetv1.State) policy.State {
@@ -196,9 +217,17 @@ func decodeRange(r *keysetv1.Range) policy.Range {
 	return policy.Range{Default: max(0, policy.Limit(r.GetDefault())), Max: max(0, policy.Limit(r.GetMax()))}
 }
 
-func decodeTime(t *timestamppb.Timestamp) time.Time {
+// decodeTime refuses a time that would read as none, since a key without an expiration time never expires.
+func decodeTime(t *timestamppb.Timestamp) (time.Time, error) {
 	if t == nil {
-		return time.Time{}
+		return time.Time{}, nil
 	}
-	return t.AsTime()
+	if err := t.CheckValid(); err != nil {
+		return time.Time{}, err
+	}
+	at := t.AsTime()
+	if at.IsZero() {
+		return time.Time{}, errors.New("the first moment of year 1 is not a time")
+	}
+	return at, nil
 }

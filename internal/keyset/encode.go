@@ -4,7 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"slices"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -33,6 +33,8 @@ type Resource struct {
 	Name    string
 	Version string // hash of Body
 	Body    []byte // keysetv1.Entry
+	// Revokes says that the entry lets nobody through: it goes to clients before others.
+	Revokes bool
 }
 
 // NameOf is the resource name of an entry.
@@ -52,8 +54,8 @@ func NameOf(ref policy.Ref) string {
 // EncodeSystem makes the resource of the system policy.
 func EncodeSystem(s *policy.System) Resource {
 	return encode(policy.Ref{Kind: policy.KindSystem}, &keysetv1.Entry{Entry: &keysetv1.Entry_System{System: &keysetv1.System{
-		Currency:          s.Currency,
-		TimeZone:          s.TimeZone,
+		Currency:          valid(s.Currency),
+		TimeZone:          valid(s.TimeZone),
 		RequestsPerMinute: encodeRange(s.RequestsPerMinute),
 		TokensPerMinute:   encodeRange(s.TokensPerMinute),
 	}}})
@@ -61,32 +63,34 @@ func EncodeSystem(s *policy.System) Resource {
 
 // EncodeApplication makes the resource of an application.
 func EncodeApplication(a *policy.Application) Resource {
-	return encode(policy.Ref{Kind: policy.KindApplication, Name: a.ID()}, &keysetv1.Entry{Entry: &keysetv1.Entry_Application{Application: &keysetv1.Application{
-		Uid:          a.UID,
-		Namespace:    a.Namespace,
-		Name:         a.Name,
-		DisplayName:  a.DisplayName,
+	r := encode(policy.Ref{Kind: policy.KindApplication, Name: a.ID()}, &keysetv1.Entry{Entry: &keysetv1.Entry_Application{Application: &keysetv1.Application{
+		Uid:          valid(a.UID),
+		Namespace:    valid(a.Namespace),
+		Name:         valid(a.Name),
+		DisplayName:  valid(a.DisplayName),
 		State:        encodeState(a.State),
 		Capabilities: encodeCapabilities(a.Capabilities),
 		Models:       encodeScope(a.Models),
 		Limits:       encodeLimits(a.Limits),
 		Budgets:      encodeBudgets(a.Budgets),
 	}}})
+	r.Revokes = a.State != policy.StateEnabled
+	return r
 }
 
 // EncodeKey makes the resource of a key.
 func EncodeKey(k *policy.Key) Resource {
 	credentials := make([]*keysetv1.Credential, 0, len(k.Credentials))
 	for _, c := range k.Credentials {
-		credentials = append(credentials, &keysetv1.Credential{Sha256: c.Hash[:], Prefix: c.Prefix})
+		credentials = append(credentials, &keysetv1.Credential{Sha256: c.Hash[:], Prefix: valid(c.Prefix)})
 	}
-	return encode(policy.Ref{Kind: policy.KindKey, Name: k.UID}, &keysetv1.Entry{Entry: &keysetv1.Entry_Key{Key: &keysetv1.Key{
-		Uid:            k.UID,
-		Namespace:      k.Namespace,
-		Name:           k.Name,
-		DisplayName:    k.DisplayName,
+	r := encode(policy.Ref{Kind: policy.KindKey, Name: k.UID}, &keysetv1.Entry{Entry: &keysetv1.Entry_Key{Key: &keysetv1.Key{
+		Uid:            valid(k.UID),
+		Namespace:      valid(k.Namespace),
+		Name:           valid(k.Name),
+		DisplayName:    valid(k.DisplayName),
 		Credentials:    credentials,
-		Application:    k.Application,
+		Application:    valid(k.Application),
 		State:          encodeState(k.State),
 		ExpirationTime: encodeTime(k.Expires),
 		Capabilities:   encodeCapabilities(k.Capabilities),
@@ -94,16 +98,18 @@ func EncodeKey(k *policy.Key) Resource {
 		Limits:         encodeLimits(k.Limits),
 		Budgets:        encodeBudgets(k.Budgets),
 	}}})
+	r.Revokes = k.State != policy.StateEnabled
+	return r
 }
 
 // EncodeModel makes the resource of a model.
 func EncodeModel(m *policy.Model) Resource {
 	return encode(policy.Ref{Kind: policy.KindModel, Name: m.Name}, &keysetv1.Entry{Entry: &keysetv1.Entry_Model{Model: &keysetv1.Model{
-		Name:            m.Name,
+		Name:            valid(m.Name),
 		Capabilities:    encodeCapabilities(m.Capabilities),
-		Provider:        m.Provider,
+		Provider:        valid(m.Provider),
 		Format:          encodeFormat(m.Format),
-		UpstreamName:    m.UpstreamName,
+		UpstreamName:    valid(m.UpstreamName),
 		MaxOutputTokens: m.MaxOutputTokens,
 		CreationTime:    encodeTime(m.Created),
 	}}})
@@ -116,13 +122,16 @@ func encodeSync(position uint64) Resource {
 
 func encode(ref policy.Ref, entry *keysetv1.Entry) Resource {
 	body := marshal(entry)
-	return Resource{Name: NameOf(ref), Version: versionOf(body), Body: body}
+	return Resource{Name: valid(NameOf(ref)), Version: versionOf(body), Body: body}
 }
+
+// valid replaces what protobuf does not take as text: one odd name must not keep the rest from being sent.
+func valid(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
 
 func marshal(entry *keysetv1.Entry) []byte {
 	body, err := proto.MarshalOptions{Deterministic: true}.Marshal(entry)
 	if err != nil {
-		panic(fmt.Sprintf("marshal key-set entry: %v", err)) // only text that is not UTF-8 can do that, and the API server lets none in
+		panic(fmt.Sprintf("marshal key-set entry: %v", err)) // only text that is not UTF-8 can do that, and valid lets none in
 	}
 	return body
 }
@@ -162,7 +171,11 @@ func encodeScope(s policy.ModelScope) *keysetv1.ModelScope {
 	if s.All {
 		return &keysetv1.ModelScope{All: true}
 	}
-	return &keysetv1.ModelScope{Names: slices.Clone(s.Names)}
+	names := make([]string, 0, len(s.Names))
+	for _, name := range s.Names {
+		names = append(names, valid(name))
+	}
+	return &keysetv1.ModelScope{Names: names}
 }
 
 func encodeLimits(l policy.RateLimits) *keysetv1.Limits {
