@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/latchkey-dev/latchkey/internal/enforce"
+	"github.com/latchkey-dev/latchkey/internal/llm"
 )
 
 // reasonInternal is the reason word of the adapter's own refusals.
@@ -15,7 +16,8 @@ const reasonInternal = "internal_error"
 // nothing of the engine's: that may be what failed.
 func unable(head enforce.Head) *enforce.Answer {
 	const message = "the gateway could not decide on this request; it was not forwarded"
-	anthropic := strings.HasPrefix(head.Path, "/v1/messages") || strings.HasPrefix(head.Path, "/messages")
+	path, _, _ := strings.Cut(head.Path, "?")
+	anthropic := llm.IsAnthropicPath(path)
 	requestID := ""
 	for _, h := range head.Headers {
 		switch h.Name {
@@ -42,7 +44,7 @@ func unable(head enforce.Head) *enforce.Answer {
 		body = struct {
 			Type      string         `json:"type"`
 			Error     anthropicError `json:"error"`
-			RequestID string         `json:"request_id,omitempty"`
+			RequestID string         `json:"request_id"`
 		}{"error", anthropicError{"api_error", message}, requestID}
 	}
 	encoded, err := json.Marshal(body)

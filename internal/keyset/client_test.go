@@ -46,8 +46,10 @@ func (k *testClient) request(r *discovery.DeltaDiscoveryRequest) error {
 	if k.cancel != nil {
 		k.cancel()
 	}
-	var err error
-	k.cancel, err = k.cache.CreateDeltaWatch(r, k.sub, k.out)
+	cancel, err := k.cache.CreateDeltaWatch(r, k.sub, k.out)
+	if err == nil {
+		k.cancel = cancel
+	}
 	return err
 }
 

@@ -1,0 +1,76 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/latchkey-dev/latchkey/internal/enforce"
+	"github.com/latchkey-dev/latchkey/internal/xdsclient"
+)
+
+// refusalsPerSecond bounds the log of refusals: whoever hammers on the gateway with a bad key shall not fill the disk.
+const refusalsPerSecond = 100
+
+// observer counts and logs decisions. It implements enforce.Observer.
+type observer struct {
+	metrics *metrics
+	log     *slog.Logger
+	sampler *sampler
+}
+
+func newObserver(m *metrics, log *slog.Logger, now func() time.Time) *observer {
+	return &observer{metrics: m, log: log, sampler: newSampler(refusalsPerSecond, now)}
+}
+
+// Decided implements enforce.Observer.
+func (o *observer) Decided(d enforce.Decision) {
+	o.metrics.decisions.WithLabelValues(string(d.Outcome), d.Reason, d.Capability).Inc()
+	o.metrics.duration.Observe(d.Elapsed.Seconds())
+
+	level := slog.LevelDebug
+	if d.Outcome == enforce.OutcomeRefused {
+		level = slog.LevelInfo
+		if d.Status >= http.StatusInternalServerError {
+			level = slog.LevelWarn // a matter of the platform's, not of the caller's
+		}
+	}
+	// The context carries nothing that the log wants.
+	ctx := context.Background()
+	if !o.log.Enabled(ctx, level) {
+		return
+	}
+	if level > slog.LevelDebug && !o.sampler.allow() {
+		o.metrics.suppressed.Inc()
+		return
+	}
+	o.log.LogAttrs(ctx, level, "request decided",
+		slog.String("outcome", string(d.Outcome)),
+		slog.String("reason", d.Reason),
+		slog.Int("status", d.Status),
+		slog.String("requestID", d.RequestID),
+		slog.String("keyPrefix", d.KeyPrefix),
+		slog.String("namespace", d.Namespace),
+		slog.String("key", d.Key),
+		slog.String("application", d.Application),
+		slog.String("capability", d.Capability),
+		slog.String("model", d.Model),
+		slog.String("provider", d.Provider),
+		slog.String("dialect", d.Dialect),
+	)
+}
+
+// stateOf puts together what the client and the table know of the policy in force.
+func stateOf(status xdsclient.Status, table *enforce.Table) policyState {
+	state := policyState{Source: sourceNone, Connected: status.Connected, LastChange: status.LastChange}
+	switch status.Source {
+	case xdsclient.SourceDisk:
+		state.Source = sourceDisk
+	case xdsclient.SourceControlPlane:
+		state.Source = sourceControlPlane
+	case xdsclient.SourceNone:
+	}
+	state.Keys, state.Applications, state.Models = table.Counts()
+	return state
+}
