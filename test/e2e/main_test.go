@@ -71,10 +71,10 @@ func seed(ctx context.Context) error {
 		&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: stack.Namespace, Name: "openai"}, StringData: map[string]string{"apiKey": stack.OpenAICredential}},
 		&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: stack.Namespace, Name: "anthropic"}, StringData: map[string]string{"apiKey": stack.AnthropicCredential}},
 		&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: stack.Namespace, Name: "wrong"}, StringData: map[string]string{"apiKey": "sk-wrong-credential-of-the-platform"}},
-		provider("openai", v1alpha1.ProviderFormatOpenAI, theStack.ProviderURL()+"/v1", "openai"),
-		provider("anthropic", v1alpha1.ProviderFormatAnthropic, theStack.ProviderURL(), "anthropic"),
-		provider("miscredentialed", v1alpha1.ProviderFormatOpenAI, theStack.ProviderURL()+"/v1", "wrong"),
-		provider("unreachable", v1alpha1.ProviderFormatOpenAI, "http://127.0.0.1:1/v1", ""),
+		providerOf("openai", v1alpha1.ProviderFormatOpenAI, theStack.ProviderURL()+"/v1", "openai"),
+		providerOf("anthropic", v1alpha1.ProviderFormatAnthropic, theStack.ProviderURL(), "anthropic"),
+		providerOf("miscredentialed", v1alpha1.ProviderFormatOpenAI, theStack.ProviderURL()+"/v1", "wrong"),
+		providerOf("unreachable", v1alpha1.ProviderFormatOpenAI, "http://127.0.0.1:1/v1", ""),
 		modelOf("gpt-5-mini", "openai", "", v1alpha1.CapabilityTextGeneration, v1alpha1.CapabilityWebSearch),
 		modelOf("gpt-5", "openai", "", v1alpha1.CapabilityTextGeneration),
 		modelOf("fast", "openai", "gpt-5-mini", v1alpha1.CapabilityTextGeneration),
@@ -103,7 +103,7 @@ func seed(ctx context.Context) error {
 	return nil
 }
 
-func provider(name string, format v1alpha1.ProviderFormat, url, secret string) *v1alpha1.Provider {
+func providerOf(name string, format v1alpha1.ProviderFormat, url, secret string) *v1alpha1.Provider {
 	p := &v1alpha1.Provider{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: v1alpha1.ProviderSpec{Format: format, URL: url}}
 	if secret != "" {
 		p.Spec.Credential = &v1alpha1.ProviderCredential{SecretRef: v1alpha1.SecretKeyReference{Name: secret, Key: "apiKey"}}
