@@ -15,7 +15,6 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apimachinery/pkg/watch"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -97,23 +96,36 @@ func (m *measurer) fill(ctx context.Context, from, to int) error {
 		return fmt.Errorf("create keys: %d failed", n)
 	}
 	created := time.Since(started)
-	err := wait.PollUntilContextTimeout(ctx, 250*time.Millisecond, patience, true, func(ctx context.Context) (bool, error) {
-		var list v1alpha1.APIKeyList
-		if err := m.stack.Client.List(ctx, &list, client.InNamespace(namespace)); err != nil {
-			return false, fmt.Errorf("list keys: %w", err)
-		}
-		for i := range list.Items {
-			if !meta.IsStatusConditionTrue(list.Items[i].Status.Conditions, v1alpha1.ConditionEnforced) {
-				return false, nil
-			}
-		}
-		return len(list.Items) >= to, nil
-	})
-	if err != nil {
-		return fmt.Errorf("wait until %d keys are enforced: %w", to, err)
+	if err := m.awaitEnforced(ctx, to); err != nil {
+		return err
 	}
 	m.filled = append(m.filled, throughput{to - from, created, time.Since(started)})
 	return nil
+}
+
+// awaitEnforced follows the keys by a watch, which costs the API server less than listing them again and again, until so many are Enforced.
+func (m *measurer) awaitEnforced(ctx context.Context, count int) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	enforced := map[string]bool{}
+	for {
+		events, err := m.watcher.Watch(ctx, &v1alpha1.APIKeyList{}, client.InNamespace(namespace)) // begins with all there are
+		if err != nil {
+			return fmt.Errorf("watch keys: %w", err)
+		}
+		for e := range events.ResultChan() {
+			if k, ok := e.Object.(*v1alpha1.APIKey); ok && meta.IsStatusConditionTrue(k.Status.Conditions, v1alpha1.ConditionEnforced) {
+				enforced[k.Name] = true
+			}
+			if len(enforced) >= count {
+				events.Stop()
+				return nil
+			}
+		}
+		if ctx.Err() != nil {
+			return fmt.Errorf("wait until %d keys are enforced: %d are: %w", count, len(enforced), ctx.Err())
+		}
+	}
 }
 
 // effects measures each kind of edit, one at a time.
