@@ -267,7 +267,7 @@ func (f *Followers) observe(obj any, deleted bool) {
 		obj = gone.Obj
 	}
 	lease, ok := obj.(*coordinationv1.Lease)
-	if !ok || lease.Labels[labelReplica] == "" || lease.Labels[labelReplica] == f.Identity {
+	if !ok || lease.Labels[labelReplica] == "" || lease.Name == f.leaseName() {
 		return
 	}
 	var r report
@@ -295,7 +295,7 @@ func (f *Followers) send(ctx context.Context, r report) error {
 		return fmt.Errorf("encode report: %w", err)
 	}
 	lease := coordinationac.Lease(f.leaseName(), f.Namespace).
-		WithLabels(map[string]string{labelReplica: f.Identity}).
+		WithLabels(map[string]string{labelReplica: "true"}).
 		WithAnnotations(map[string]string{annotationReport: string(content)}).
 		WithSpec(coordinationac.LeaseSpec().
 			WithHolderIdentity(f.Identity).

@@ -40,13 +40,14 @@ const readyTimeout = 90 * time.Second
 
 // Options choose where a stack runs. The zero value is right for tests: everything on free ports, in a directory of its own.
 type Options struct {
-	Root         string    // the checkout; found from the working directory when empty
-	Dir          string    // state, certificates and logs; required
-	GatewayPort  int       // 0: a free one
-	AdminPort    int       // 0: a free one
-	ProviderPort int       // 0: a free one
-	Managers     int       // 0: one
-	Say          io.Writer // progress for people; nil: none
+	Root          string    // the checkout; found from the working directory when empty
+	Dir           string    // state, certificates and logs; required
+	GatewayPort   int       // 0: a free one
+	AdminPort     int       // 0: a free one
+	ProviderPort  int       // 0: a free one
+	Managers      int       // 0: one
+	FollowManager int       // which of them the enforcer and Envoy connect to
+	Say           io.Writer // progress for people; nil: none
 }
 
 // Stack is a running system.
@@ -315,7 +316,7 @@ func (s *Stack) writeCertificates(ctx context.Context) error {
 
 func (s *Stack) startEnforcer(ctx context.Context) error {
 	s.Enforcer = s.process("enforcer", s.Binary("enforcer"),
-		"--xds-address", "127.0.0.1:"+strconv.Itoa(s.xdsPorts[0]),
+		"--xds-address", s.XDSAddress(s.FollowManager),
 		"--cert-dir", s.certDir("enforcer"),
 		"--socket", s.socket(),
 		"--state-dir", filepath.Join(s.Dir, "enforcer"),
@@ -340,7 +341,7 @@ func (s *Stack) startEnvoy(ctx context.Context) error {
 	}
 	bootstrap, err := s.run(ctx, s.Binary("manager"), "envoy-bootstrap",
 		"--node-id", "envoy-0",
-		"--xds-address", "127.0.0.1:"+strconv.Itoa(s.xdsPorts[0]),
+		"--xds-address", s.XDSAddress(s.FollowManager),
 		"--cert-dir", s.certDir("envoy"),
 		"--admin-address", "127.0.0.1",
 		"--admin-port", strconv.Itoa(s.AdminPort),
