@@ -82,7 +82,7 @@ type APIKeySpec struct {
 	// +optional
 	RateLimits *RateLimits `json:"rateLimits,omitempty"`
 
-	// expirationTime, RFC 3339, is the moment from which the key is refused. Unset: never. A later time given afterwards makes the key valid again.
+	// expirationTime is the moment, in RFC 3339, from which the key is refused. Unset: never. A later time given afterwards makes the key valid again.
 	// +optional
 	ExpirationTime *metav1.Time `json:"expirationTime,omitempty"`
 

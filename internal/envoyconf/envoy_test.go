@@ -233,7 +233,7 @@ func startEnvoy(t *testing.T, config Config) *envoy {
 	eventually(t, "Envoy's admin interface", func() error {
 		address, err := os.ReadFile(adminFile)
 		if err != nil || len(address) == 0 {
-			return fmt.Errorf("no address yet: %v", err)
+			return fmt.Errorf("no address yet: %w", err)
 		}
 		e.admin = "http://" + string(address)
 		return nil
@@ -329,7 +329,7 @@ func newClient(t *testing.T, transport *http.Transport) *http.Client {
 // shortDir is a directory whose path leaves room for the name of a unix socket, which has about a hundred bytes.
 func shortDir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "lk")
+	dir, err := os.MkdirTemp("", "lk") //nolint:usetesting // t.TempDir's path is too long
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -109,9 +110,7 @@ func TestForwarding(t *testing.T) {
 				"X-Envoy-Upstream-Rq-Timeout-Ms": "1", "OpenAI-Organization": "org-2", "OpenAI-Project": "proj-2", "Expect": "100-continue",
 			}
 			headers := map[string]string{"Content-Type": "application/json", "X-Stainless-Lang": "go", "Anthropic-Beta": "b", "X-Request-Id": "the-callers"}
-			for k, v := range unwanted {
-				headers[k] = v
-			}
+			maps.Copy(headers, unwanted)
 			method := http.MethodPost
 			if tc.method != "" {
 				method = tc.method

@@ -22,14 +22,16 @@ import (
 	"github.com/latchkey-dev/latchkey/test/stack"
 )
 
-func main() {
+func main() { os.Exit(realMain()) }
+
+func realMain() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := run(ctx); err != nil {
 		_, _ = fmt.Fprintln(os.Stderr, "make bench:", err)
-		stop()
-		os.Exit(1)
+		return 1
 	}
+	return 0
 }
 
 func run(ctx context.Context) (err error) {

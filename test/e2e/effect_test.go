@@ -138,7 +138,8 @@ func TestStreamsPassUnheld(t *testing.T) {
 			for lines.Scan() {
 				first := bytes.Contains(lines.Bytes(), []byte("delta")) && (bytes.Contains(lines.Bytes(), []byte(`"content":"`)) || bytes.Contains(lines.Bytes(), []byte("text")))
 				if first && !released {
-					name := r.body[strings.Index(r.body, mark):][:len(mark)+2]
+					_, rest, _ := strings.Cut(r.body, mark)
+					name := mark + rest[:2]
 					eventually(t, "the stream is held", func() error {
 						return control(t, http.MethodPost, "/_sim/release?id="+name, nil)
 					})

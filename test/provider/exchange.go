@@ -91,8 +91,7 @@ func (x *exchange) readBody() error {
 	body, err := io.ReadAll(http.MaxBytesReader(x.w, x.r.Body, x.server.config.MaxBody))
 	kept := body[:min(len(body), max(x.server.config.MaxRecordedBody, 0))]
 	x.update(func(r *Record) { r.Body, r.BodySize = string(kept), len(body) })
-	var tooLarge *http.MaxBytesError
-	if errors.As(err, &tooLarge) {
+	if tooLarge, ok := errors.AsType[*http.MaxBytesError](err); ok {
 		return &apiError{
 			status: http.StatusRequestEntityTooLarge, retryAfter: unset,
 			message: fmt.Sprintf("Request exceeds the maximum size of %d bytes", tooLarge.Limit),

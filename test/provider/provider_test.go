@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -144,9 +145,7 @@ func message(text string, more ...object) object {
 
 func merge(document object, more ...object) object {
 	for _, fields := range more {
-		for name, value := range fields {
-			document[name] = value
-		}
+		maps.Copy(document, fields)
 	}
 	return document
 }

@@ -239,8 +239,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer s.untrack(x)
 
 	err := x.serve()
-	var refusal *apiError
-	if errors.As(err, &refusal) {
+	if refusal, ok := errors.AsType[*apiError](err); ok {
 		err = x.refuse(refusal)
 	}
 	if err == nil {

@@ -27,7 +27,7 @@ type APIKeySpecApplyConfiguration struct {
 	Budgets *BudgetsApplyConfiguration `json:"budgets,omitempty"`
 	// rateLimits caps how much the key asks for in any 60 seconds. Unset: the SystemPolicy's defaults.
 	RateLimits *RateLimitsApplyConfiguration `json:"rateLimits,omitempty"`
-	// expirationTime, RFC 3339, is the moment from which the key is refused. Unset: never. A later time given afterwards makes the key valid again.
+	// expirationTime is the moment, in RFC 3339, from which the key is refused. Unset: never. A later time given afterwards makes the key valid again.
 	ExpirationTime *v1.Time `json:"expirationTime,omitempty"`
 	// secret says where the key is put and how long its plaintext stays there.
 	Secret *SecretSpecApplyConfiguration `json:"secret,omitempty"`
