@@ -49,7 +49,7 @@ func (o *observer) Decided(d enforce.Decision) {
 		slog.String("outcome", string(d.Outcome)),
 		slog.String("reason", d.Reason),
 		slog.Int("status", d.Status),
-		slog.String("requestID", d.RequestID),
+		slog.String("requestId", d.RequestID),
 		slog.String("keyPrefix", d.KeyPrefix),
 		slog.String("namespace", d.Namespace),
 		slog.String("key", d.Key),

@@ -92,8 +92,7 @@ func run(ctx context.Context, cfg config, deps dependencies) (err error) {
 	})
 	tasks.Go(func() {
 		<-background.Done()
-		// The context that bounds it is a new one: those there are have ended.
-		grace, cancel := context.WithTimeout(context.Background(), pagesGrace)
+		grace, cancel := context.WithTimeout(context.WithoutCancel(background), pagesGrace)
 		defer cancel()
 		if err := pages.Shutdown(grace); err != nil {
 			_ = pages.Close()
@@ -104,7 +103,7 @@ func run(ctx context.Context, cfg config, deps dependencies) (err error) {
 	}
 
 	log.Info("enforcer started, waiting for the policy",
-		slog.String("version", buildVersion()), slog.String("nodeID", cfg.nodeID), slog.String("controlPlane", cfg.xdsAddress))
+		slog.String("version", buildVersion()), slog.String("nodeId", cfg.nodeID), slog.String("controlPlane", cfg.xdsAddress))
 	source, err := client.WaitUsable(serving)
 	if err != nil {
 		return causeOf(ctx, serving, err)
@@ -132,8 +131,10 @@ func run(ctx context.Context, cfg config, deps dependencies) (err error) {
 
 // causeOf is why serving ended: nil when the enforcer was asked to end, else the failure of a background task, else err.
 func causeOf(asked, serving context.Context, err error) error {
-	if asked.Err() != nil {
+	select {
+	case <-asked.Done():
 		return nil
+	default:
 	}
 	if cause := context.Cause(serving); cause != nil {
 		return cause

@@ -134,18 +134,11 @@ func (t *tale) call(ctx context.Context, key string) (status int, answer string,
 
 func (t *tale) showHowToGoOn() {
 	s := t.stack
-	bin, err := filepath.Rel(mustWorkingDir(), s.Binary(""))
-	if err != nil {
-		bin = s.Binary("")
-	}
-	kubeconfig, err := filepath.Rel(mustWorkingDir(), s.Kubeconfig())
-	if err != nil {
-		kubeconfig = s.Kubeconfig()
-	}
+	bin, kubeconfig := fromHere(s.Binary("")), fromHere(s.Kubeconfig())
 	fmt.Printf(`
 Latchkey is up. In another terminal, from this directory:
 
-  export KUBECONFIG=$PWD/%[1]s PATH=$PWD/%[2]s:$PATH
+  export KUBECONFIG=%[1]s PATH=%[2]s:$PATH
   export OPENAI_BASE_URL=%[3]s/v1 OPENAI_API_KEY=%[4]s
 
   curl -s $OPENAI_BASE_URL/models -H "Authorization: Bearer $OPENAI_API_KEY"
@@ -159,15 +152,20 @@ Latchkey is up. In another terminal, from this directory:
   kubectl delete lkkey %[6]s -n %[7]s                                                  # for good
 
 Gateway %[3]s · Envoy's admin %[8]s · logs in %[9]s · Ctrl-C stops everything.
-`, kubeconfig, strings.TrimSuffix(bin, "/"), s.GatewayURL(), t.key, model, goodKey, namespace, s.AdminURL(), filepath.Join(s.Options.Dir, "logs"))
+`, kubeconfig, bin, s.GatewayURL(), t.key, model, goodKey, namespace, s.AdminURL(), filepath.Join(s.Options.Dir, "logs"))
 }
 
 func say(what string) { fmt.Printf("==> %s\n", what) }
 
-func mustWorkingDir() string {
-	dir, err := os.Getwd()
+// fromHere writes a path by $PWD where it is below the working directory, so that the line can be pasted and read.
+func fromHere(path string) string {
+	here, err := os.Getwd()
 	if err != nil {
-		return "/"
+		return path
 	}
-	return dir
+	relative, err := filepath.Rel(here, path)
+	if err != nil || !filepath.IsLocal(relative) {
+		return path
+	}
+	return "$PWD/" + relative
 }

@@ -10,8 +10,6 @@ import (
 
 	filterv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
 	"github.com/latchkey-dev/latchkey/internal/enforce"
 )
@@ -48,15 +46,16 @@ func (a *Adapter) Process(server extprocv3.ExternalProcessor_ProcessServer) erro
 	s := stream{adapter: a}
 	for {
 		req, err := server.Recv()
-		if errors.Is(err, io.EOF) || status.Code(err) == codes.Canceled {
+		if errors.Is(err, io.EOF) {
 			return nil // Envoy is done with the request
 		}
+		// To Envoy a stream that ends in good order is a pass, and one that ends with an error a refusal: any doubt is an error.
 		if err != nil {
-			return fmt.Errorf("receive from Envoy: %w", err)
+			return err // a gRPC status, which wrapping would hide
 		}
 		resp, done := s.guard(req)
 		if err := server.Send(resp); err != nil {
-			return fmt.Errorf("send to Envoy: %w", err)
+			return err
 		}
 		if done {
 			return nil

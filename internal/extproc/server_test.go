@@ -2,18 +2,25 @@ package extproc
 
 import (
 	"context"
+	"errors"
+	"io"
 	"io/fs"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 // socketDir is a directory whose path leaves room for the name of a unix socket.
 func socketDir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "lk")
+	dir, err := os.MkdirTemp("", "lk") //nolint:usetesting // the path of t.TempDir can be too long
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -165,4 +172,91 @@ func TestListenHasOneWinner(t *testing.T) {
 		t.Fatalf("connect to the winner: %v", err)
 	}
 	_ = conn.Close()
+}
+
+func TestServeTakesBodiesUpToTheMaximum(t *testing.T) {
+	t.Parallel()
+	const most = 6 << 20 // above gRPC's own maximum
+	f := newFixture(t, fixtureOptions{max: most})
+	d := f.begin(t)
+	d.ask(f.post("/v1/chat/completions"))
+	body := chat("same")
+	body += strings.Repeat(" ", most-len(body))
+	if d.ask(requestBody(body)).GetRequestBody() == nil {
+		t.Fatal("a body of the maximum is not forwarded")
+	}
+
+	d = f.begin(t)
+	d.ask(f.post("/v1/chat/completions"))
+	if err := d.stream.Send(requestBody(body + strings.Repeat(" ", messageSlack))); err != nil {
+		t.Fatal(err)
+	}
+	if resp, err := d.stream.Recv(); status.Code(err) != codes.ResourceExhausted {
+		t.Fatalf("a body above the maximum: %v, %v", resp, err)
+	}
+}
+
+func TestServeLetsRequestsUnderWayFinish(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, fixtureOptions{})
+	d := f.begin(t)
+	d.ask(f.post("/v1/chat/completions"))
+	f.stop()
+	waitFor(t, "the socket to go", func() bool {
+		_, err := os.Lstat(f.socket)
+		return os.IsNotExist(err)
+	})
+	if d.ask(requestBody(chat("same"))).GetRequestBody() == nil {
+		t.Fatal("the request under way is not forwarded")
+	}
+	d.ask(responseHeaders(":status", "200"))
+	d.ended()
+	if err := <-f.stopped; err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestServeCutsOffWhatDoesNotFinish(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, fixtureOptions{stopGrace: time.Millisecond})
+	d := f.begin(t)
+	d.ask(f.post("/v1/chat/completions"))
+	f.stop()
+	if err := <-f.stopped; err != nil {
+		t.Fatal(err)
+	}
+	if resp, err := d.stream.Recv(); err == nil || errors.Is(err, io.EOF) {
+		t.Fatalf("the stream ended in good order, which Envoy would take for a pass: %v, %v", resp, err)
+	}
+}
+
+func TestServeReportsALostListener(t *testing.T) {
+	t.Parallel()
+	ln, err := Listen(t.Context(), filepath.Join(socketDir(t), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := ln.Close(); err != nil {
+		t.Fatal(err)
+	}
+	adapter := NewAdapter(faulty(nil), &countedFaults{}, slog.New(slog.DiscardHandler))
+	if err := Serve(t.Context(), ln, adapter, ServeOptions{MaxRequestBytes: 1, StopGrace: patience}); err == nil {
+		t.Fatal("no error")
+	}
+}
+
+// waitFor polls until the condition holds.
+func waitFor(t *testing.T, what string, condition func() bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for !condition() {
+		select {
+		case <-ctx.Done():
+			t.Fatalf("waited in vain for %s", what)
+		case <-tick.C:
+		}
+	}
 }

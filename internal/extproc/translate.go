@@ -135,7 +135,7 @@ func responseHeadersResponse(change *enforce.ResponseChange) *extprocv3.Processi
 func immediate(answer *enforce.Answer) *extprocv3.ProcessingResponse {
 	return &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_ImmediateResponse{
 		ImmediateResponse: &extprocv3.ImmediateResponse{
-			Status:  &typev3.HttpStatus{Code: typev3.StatusCode(answer.Status)}, //nolint:gosec // an HTTP status fits
+			Status:  &typev3.HttpStatus{Code: typev3.StatusCode(answer.Status)},
 			Headers: &extprocv3.HeaderMutation{SetHeaders: overwriteAll(answer.Headers)},
 			Body:    answer.Body,
 			Details: policy.AnswerDetails,

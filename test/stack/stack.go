@@ -365,7 +365,8 @@ func (s *Stack) AwaitEnvoy(ctx context.Context) error {
 	if err := s.await(ctx, s.Envoy, s.AdminURL()+"/ready"); err != nil {
 		return err
 	}
-	return s.await(ctx, s.Envoy, s.GatewayURL()+"/") // any answer will do: the listener is there
+	// A request without a key: the listener is there, and so is the enforcer behind it.
+	return s.awaitStatus(ctx, s.Envoy, s.GatewayURL()+"/v1/models", http.StatusUnauthorized)
 }
 
 func (s *Stack) socket() string {
@@ -385,11 +386,14 @@ func (s *Stack) process(name, path string, args ...string) *Process {
 	}}
 }
 
-// await polls a URL until it answers, or the process ends. A readiness page must answer 200; any other page may answer as it likes.
+// await polls a readiness page until it answers 200, or the process ends.
 func (s *Stack) await(ctx context.Context, p *Process, url string) error {
+	return s.awaitStatus(ctx, p, url, http.StatusOK)
+}
+
+func (s *Stack) awaitStatus(ctx context.Context, p *Process, url string, status int) error {
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
-	strict := strings.HasSuffix(url, "/readyz") || strings.HasSuffix(url, "/ready") || strings.HasSuffix(url, "/health")
 	ticker := time.NewTicker(50 * time.Millisecond)
 	defer ticker.Stop()
 	last := "nothing listens"
@@ -401,7 +405,7 @@ func (s *Stack) await(ctx context.Context, p *Process, url string) error {
 		if resp, err := s.http.Do(req); err == nil {
 			body, _ := io.ReadAll(io.LimitReader(resp.Body, 512))
 			_ = resp.Body.Close()
-			if resp.StatusCode == http.StatusOK || !strict {
+			if resp.StatusCode == status {
 				return nil
 			}
 			last = fmt.Sprintf("%s: %s", resp.Status, bytes.TrimSpace(body))
