@@ -15,6 +15,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+
+	"github.com/latchkey-dev/latchkey/test/ports"
 )
 
 // startTimeout bounds the start of each program. It is generous, for machines that are busy.
@@ -219,16 +221,13 @@ func (c *ControlPlane) say(what string) {
 
 func loopback(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
 
-// choosePorts finds ports that nothing listens on at this moment, no two of them the same.
-func choosePorts(ctx context.Context, ports ...*int) error {
-	var lc net.ListenConfig
-	for _, port := range ports {
-		ln, err := lc.Listen(ctx, "tcp", loopback(0))
-		if err != nil {
-			return fmt.Errorf("find a free port: %w", err)
+// choosePorts finds ports that nothing listens on, no two of them the same.
+func choosePorts(ctx context.Context, into ...*int) error {
+	for _, port := range into {
+		var err error
+		if *port, err = ports.Free(ctx); err != nil {
+			return err
 		}
-		defer func() { _ = ln.Close() }() // once all have been chosen: a port that is held is not found again
-		*port = ln.Addr().(*net.TCPAddr).Port
 	}
 	return nil
 }

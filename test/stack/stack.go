@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -24,6 +23,7 @@ import (
 	"github.com/latchkey-dev/latchkey/api/v1alpha1"
 	"github.com/latchkey-dev/latchkey/internal/certs"
 	"github.com/latchkey-dev/latchkey/test/controlplane"
+	"github.com/latchkey-dev/latchkey/test/ports"
 )
 
 // Namespace is where the stack installs Latchkey.
@@ -178,7 +178,7 @@ func (s *Stack) assets() string {
 	return filepath.Join(s.Root, "bin")
 }
 
-func (s *Stack) choosePorts(context.Context) error {
+func (s *Stack) choosePorts(ctx context.Context) error {
 	for _, p := range []struct {
 		port *int
 		env  string
@@ -188,24 +188,29 @@ func (s *Stack) choosePorts(context.Context) error {
 		{&s.AdminPort, "LATCHKEY_ADMIN_PORT", "Envoy's admin interface"},
 		{&s.ProviderPort, "LATCHKEY_PROVIDER_PORT", "the simulated provider"},
 	} {
-		port, err := claimPort(*p.port)
-		if err != nil {
-			return fmt.Errorf("port %d, for %s, is in use: stop what listens there, or choose another with %s=PORT", *p.port, p.what, p.env)
+		if *p.port != 0 {
+			if ports.Listens(ctx, *p.port) != nil {
+				return fmt.Errorf("port %d, for %s, is in use: stop what listens there, or choose another with %s=PORT", *p.port, p.what, p.env)
+			}
+			continue
 		}
-		*p.port = port
+		var err error
+		if *p.port, err = ports.Free(ctx); err != nil {
+			return err
+		}
 	}
 	for i := range s.Options.Managers {
-		port, err := claimPort(0)
+		port, err := ports.Free(ctx)
 		if err != nil {
 			return err
 		}
 		s.xdsPorts = append(s.xdsPorts, port)
-		if s.metricsPorts["manager-"+strconv.Itoa(i)], err = claimPort(0); err != nil {
+		if s.metricsPorts["manager-"+strconv.Itoa(i)], err = ports.Free(ctx); err != nil {
 			return err
 		}
 	}
 	var err error
-	s.metricsPorts["enforcer"], err = claimPort(0)
+	s.metricsPorts["enforcer"], err = ports.Free(ctx)
 	return err
 }
 
@@ -242,7 +247,7 @@ func (s *Stack) install(ctx context.Context) error {
 }
 
 func (s *Stack) startProvider(ctx context.Context) error {
-	control, err := claimPort(0)
+	control, err := ports.Free(ctx)
 	if err != nil {
 		return err
 	}
@@ -271,7 +276,7 @@ func (s *Stack) startManagers(ctx context.Context) error {
 	}
 	for i, xdsPort := range s.xdsPorts {
 		name := "manager-" + strconv.Itoa(i)
-		health, err := claimPort(0)
+		health, err := ports.Free(ctx)
 		if err != nil {
 			return err
 		}
@@ -426,16 +431,6 @@ func tail(path string) string {
 		return err.Error()
 	}
 	return string(content[max(0, len(content)-2000):])
-}
-
-// claimPort finds out whether a port is free, or finds a free one for 0.
-func claimPort(port int) (int, error) {
-	ln, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(port)) //nolint:noctx // closed at once
-	if err != nil {
-		return 0, fmt.Errorf("claim port: %w", err)
-	}
-	defer func() { _ = ln.Close() }()
-	return ln.Addr().(*net.TCPAddr).Port, nil
 }
 
 func findRoot() (string, error) {
