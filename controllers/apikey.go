@@ -188,15 +188,16 @@ func (r *APIKeyReconciler) conclude(s *keyScope) {
 	list.setReady(readyVerdict, stalled)
 	list.set(v1alpha1.ConditionUsable, usableOf(s, now))
 	list.set(v1alpha1.ConditionRevealed, revealedOf(s))
-	if s.secret == nil {
-		list.set(v1alpha1.ConditionEnforced, no(v1alpha1.ReasonPending, "the key has no secret that could be enforced"))
-	} else {
-		list.set(v1alpha1.ConditionEnforced, enforced(s.key.Status.Conditions, s.key.Generation, r.Acks.Check(s.key), r.Acks.Check(s.secret)))
+	enforcedVerdict := no(v1alpha1.ReasonPending, "the key has no secret that could be enforced")
+	if s.secret != nil {
+		enforcedVerdict = enforced(s.key.Status.Conditions, s.key.Generation, r.Acks.Check(s.key), r.Acks.Check(s.secret))
 	}
+	list.set(v1alpha1.ConditionEnforced, enforcedVerdict)
 	if e := s.key.Spec.ExpirationTime; e != nil && now.Before(e.Time) {
 		s.wake(e.Sub(now))
 	}
 	r.announce(s.key, before, readyVerdict)
+	r.announce(s.key, findCondition(s.key.Status.Conditions, v1alpha1.ConditionEnforced), enforcedVerdict)
 }
 
 // announce makes an event of a change for the worse, once.
@@ -206,7 +207,7 @@ func (r *APIKeyReconciler) announce(k *v1alpha1.APIKey, before *metav1.Condition
 	}
 	switch after.reason {
 	case v1alpha1.ReasonLimitClamped, v1alpha1.ReasonSecretLost, v1alpha1.ReasonSecretConflict, v1alpha1.ReasonDuplicateKey,
-		v1alpha1.ReasonRetainNotAllowed, v1alpha1.ReasonInvalid, v1alpha1.ReasonApplicationNotFound:
+		v1alpha1.ReasonRetainNotAllowed, v1alpha1.ReasonInvalid, v1alpha1.ReasonApplicationNotFound, v1alpha1.ReasonRejected:
 		r.Recorder.Eventf(k, nil, corev1.EventTypeWarning, after.reason, "Reconcile", "%s", after.message)
 	}
 }

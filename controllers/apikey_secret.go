@@ -73,15 +73,6 @@ func (r *APIKeyReconciler) mint(ctx context.Context, s *keyScope) error {
 		s.key, s.status = live, live.Status.DeepCopy()
 		return r.findSecret(ctx, s)
 	}
-	existing := &corev1.Secret{}
-	err := r.APIReader.Get(ctx, types.NamespacedName{Namespace: s.key.Namespace, Name: s.key.SecretName()}, existing)
-	if err == nil {
-		s.secret = existing
-		return nil
-	}
-	if !apierrors.IsNotFound(err) {
-		return fmt.Errorf("get secret before minting: %w", err)
-	}
 	plaintext, err := key.Mint(r.Random)
 	if err != nil {
 		return err
@@ -106,7 +97,17 @@ func (r *APIKeyReconciler) mint(ctx context.Context, s *keyScope) error {
 	if !s.retains() {
 		secret.Annotations = map[string]string{v1alpha1.AnnotationRevealDeadline: r.deadline(s)}
 	}
-	if err := r.Client.Create(ctx, secret); err != nil {
+	err = r.Client.Create(ctx, secret)
+	if apierrors.IsAlreadyExists(err) {
+		// One that the cache does not know, for it is new or has no label of ours: it is looked at as it is, and never written over.
+		existing := &corev1.Secret{}
+		if err := r.APIReader.Get(ctx, client.ObjectKeyFromObject(secret), existing); err != nil {
+			return fmt.Errorf("get secret %s/%s: %w", secret.Namespace, secret.Name, err)
+		}
+		s.secret = existing
+		return nil
+	}
+	if err != nil {
 		return fmt.Errorf("create secret %s/%s: %w", secret.Namespace, secret.Name, err)
 	}
 	secret.Data[v1alpha1.SecretDataAPIKey] = []byte("x") // its presence is all that is needed from here on
