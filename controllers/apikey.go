@@ -275,11 +275,17 @@ func removeFinalizer(ctx context.Context, c client.Client, obj client.Object, fi
 
 // SetupWithManager watches what a key depends on.
 func (r *APIKeyReconciler) SetupWithManager(mgr ctrl.Manager) error {
-	toKey := handler.EnqueueRequestsFromMapFunc(func(_ context.Context, o client.Object) []reconcile.Request {
-		if name := o.GetLabels()[v1alpha1.LabelAPIKey]; name != "" {
-			return []reconcile.Request{request(o.GetNamespace(), name)}
+	// A Secret concerns its key, and those that hold the same one: if it goes, the next in line steps forward.
+	toKey := handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, o client.Object) []reconcile.Request {
+		secret, ok := o.(*corev1.Secret)
+		if !ok || secret.Labels[v1alpha1.LabelAPIKey] == "" {
+			return nil
 		}
-		return nil
+		twins := requestsOf(ctx, r.Client, &corev1.SecretList{}, func(l *corev1.SecretList) []corev1.Secret { return l.Items },
+			func(s *corev1.Secret) types.NamespacedName {
+				return types.NamespacedName{Namespace: s.Namespace, Name: s.Labels[v1alpha1.LabelAPIKey]}
+			}, client.MatchingFields{indexKeyHash: string(secret.Data[v1alpha1.SecretDataKeyHash])})
+		return append(twins, request(secret.Namespace, secret.Labels[v1alpha1.LabelAPIKey]))
 	})
 	keysOf := func(ctx context.Context, opts ...client.ListOption) []reconcile.Request {
 		return requestsOf(ctx, r.Client, &v1alpha1.APIKeyList{}, func(l *v1alpha1.APIKeyList) []v1alpha1.APIKey { return l.Items },
