@@ -10,9 +10,9 @@ import (
 )
 
 const (
-	// What was refused is sent again after retryMin, then after twice as long, and so on up to retryMax.
-	retryMin = time.Second
-	retryMax = time.Minute
+	// What was refused is sent again after firstRetry, then after twice as long, and so on up to longestRetry.
+	firstRetry   = time.Second
+	longestRetry = time.Minute
 	// fullChannelPause is the wait for room in a channel. The server's never lacks it.
 	fullChannelPause = 10 * time.Millisecond
 )
@@ -96,7 +96,7 @@ func (s *session) settle(request *cache.DeltaRequest, now time.Time) {
 	for _, name := range p.names {
 		if _, is := culprits[name]; is {
 			times := s.refused[name].times + 1
-			s.refused[name] = refusal{times, now.Add(min(retryMin<<min(times-1, 10), retryMax))}
+			s.refused[name] = refusal{times, now.Add(min(firstRetry<<min(times-1, 10), longestRetry))}
 		}
 	}
 	s.urgent = slices.Concat(others, s.urgent)

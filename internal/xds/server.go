@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"time"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -33,6 +34,8 @@ const (
 	maxRequestBytes = 256 << 20
 	// stopGrace is how long streams may take to end at shutdown. They never end by themselves.
 	stopGrace = 2 * time.Second
+	// envoyTypes begins the type URLs of Envoy's own resources.
+	envoyTypes = "type.googleapis.com/envoy."
 )
 
 // EnvoyGroup puts every Envoy into EnvoyNodeGroup.
@@ -43,9 +46,9 @@ func (EnvoyGroup) ID(*core.Node) string { return EnvoyNodeGroup }
 
 // Config is what a Server needs.
 type Config struct {
-	TLS     *tls.Config // must demand client certificates
+	TLS     *tls.Config // must demand client certificates; a client that has shown none gets nothing anyway
 	KeySet  *keyset.Cache
-	Envoy   cache.SnapshotCache
+	Envoy   cache.SnapshotCache // made with EnvoyGroup
 	Log     logr.Logger
 	Metrics prometheus.Registerer
 }
@@ -71,7 +74,8 @@ func New(cfg Config) (*Server, error) {
 // Tracker knows what clients acknowledged.
 func (s *Server) Tracker() *Tracker { return s.tracker }
 
-// Run serves on the listener, which it closes, until the context ends.
+// Run serves on the listener, which it closes, until the context ends, and takes a few seconds more at most to end its streams. An
+// error means that the listener failed.
 func (s *Server) Run(ctx context.Context, listener net.Listener) error {
 	g := grpc.NewServer(
 		grpc.Creds(credentials.NewTLS(s.cfg.TLS)),
@@ -94,6 +98,8 @@ func (s *Server) Run(ctx context.Context, listener net.Listener) error {
 	go func() { served <- g.Serve(listener) }()
 	select {
 	case err := <-served:
+		cancel()
+		g.Stop()
 		return fmt.Errorf("serve xDS: %w", err)
 	case <-ctx.Done():
 	}
@@ -108,7 +114,9 @@ func (s *Server) Run(ctx context.Context, listener net.Listener) error {
 		g.Stop()
 		<-stopped
 	}
-	<-served
+	if err := <-served; err != nil && !errors.Is(err, grpc.ErrServerStopped) { // that one if it had not even begun
+		return fmt.Errorf("serve xDS: %w", err)
+	}
 	return nil
 }
 
@@ -158,7 +166,7 @@ func (r role) mayHave(typeURL string) bool {
 	case roleEnforcer:
 		return typeURL == keyset.TypeURL
 	case roleEnvoy:
-		return typeURL != keyset.TypeURL
+		return strings.HasPrefix(typeURL, envoyTypes)
 	case roleNone:
 	}
 	return false

@@ -13,35 +13,47 @@ import (
 	"github.com/latchkey-dev/latchkey/internal/keyset"
 )
 
-// maxNamed bounds how many resources a Rejection names.
-const maxNamed = 20
+const (
+	// maxNamed bounds how many resources a Rejection names.
+	maxNamed = 20
+	// maxPending bounds how many responses of a type are remembered while their acknowledgement is awaited.
+	maxPending = 16
+	// maxLogged bounds how many refusals of a stream are logged.
+	maxLogged = 50
+)
 
 // Acks is what the connected enforcers have acknowledged.
 type Acks struct {
 	Enforcers  int    // connected
 	Synced     int    // of those, how many have finished their first synchronisation
-	Position   uint64 // of the key set, that all of them have acknowledged; 0 while one is in its first synchronisation
+	Position   uint64 // of the key set, that all of them have acknowledged; 0 while one is in its first synchronisation, or if there is none
 	Rejections []Rejection
 }
 
-// Rejection is a client's refusal of a response. It stands until the client acknowledges a later response of that type.
+// Rejection is a client's refusal of a response. One of an Envoy's resource stands until that client acknowledges a later response of
+// the type; one of the key set's until the client has acknowledged everything, what it refused included.
 type Rejection struct {
 	Node      string
 	TypeURL   string
 	Detail    string
-	Resources []string // of the response that was refused, at most 20
+	Resources []string // those that the client named, else those of the response that it refused; at most 20
 }
 
 // Tracker follows what clients acknowledge and refuse. It is safe for concurrent use.
 type Tracker struct {
-	log        logr.Logger
-	changed    chan struct{}
-	rejections *prometheus.CounterVec
-	responses  *prometheus.CounterVec
-	clients    *prometheus.GaugeVec
+	log     logr.Logger
+	changed chan struct{}
+	metrics trackerMetrics
 
 	mu      sync.Mutex
 	streams map[int64]*clientStream
+}
+
+type trackerMetrics struct {
+	rejections *prometheus.CounterVec
+	acks       *prometheus.CounterVec
+	responses  *prometheus.CounterVec
+	clients    *prometheus.GaugeVec
 }
 
 // clientStream is one client's stream.
@@ -49,43 +61,48 @@ type clientStream struct {
 	role     role
 	node     string
 	peer     string
-	acked    uint64                  // position of the key set
-	pending  map[string]sentResponse // by nonce
-	rejected map[string]Rejection    // by type
-	said     string                  // detail of the last refusal logged
+	acked    uint64                    // position of the key set
+	pending  map[string][]sentResponse // by type, oldest first
+	rejected map[string]Rejection      // by type
+	logged   map[loggedRefusal]struct{}
 }
 
+type loggedRefusal struct{ typeURL, detail string }
+
 type sentResponse struct {
-	typeURL  string
+	nonce    string
 	position uint64
 	names    []string
 }
 
 func newTracker(log logr.Logger, reg prometheus.Registerer) (*Tracker, error) {
-	t := &Tracker{
-		log: log, changed: make(chan struct{}, 1), streams: map[int64]*clientStream{},
+	byType := []string{"type"}
+	m := trackerMetrics{
 		rejections: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "latchkey_xds_rejections_total", Help: "Responses that clients refused (NACK), by resource type.",
-		}, []string{"type"}),
+		}, byType),
+		acks: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "latchkey_xds_acknowledgements_total", Help: "Responses that clients took over (ACK), by resource type.",
+		}, byType),
 		responses: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "latchkey_xds_responses_total", Help: "Responses sent to clients, by resource type.",
-		}, []string{"type"}),
+		}, byType),
 		clients: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "latchkey_xds_connected_clients", Help: "Connected clients, by role.",
 		}, []string{"role"}),
 	}
 	for _, r := range []role{roleEnforcer, roleEnvoy} {
-		t.clients.WithLabelValues(r.String()).Set(0)
+		m.clients.WithLabelValues(r.String()).Set(0)
 	}
-	for _, c := range []prometheus.Collector{t.rejections, t.responses, t.clients} {
+	for _, c := range []prometheus.Collector{m.rejections, m.acks, m.responses, m.clients} {
 		if err := reg.Register(c); err != nil {
 			return nil, err
 		}
 	}
-	return t, nil
+	return &Tracker{log: log, metrics: m, changed: make(chan struct{}, 1), streams: map[int64]*clientStream{}}, nil
 }
 
-// Changed is sent to whenever a Snapshot may differ from the one before. Several changes may be one signal.
+// Changed is sent to whenever a Snapshot may differ from the one before. Several changes may be one signal. It is for one reader.
 func (t *Tracker) Changed() <-chan struct{} { return t.changed }
 
 func (t *Tracker) signal() {
@@ -100,7 +117,6 @@ func (t *Tracker) Snapshot() Acks {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	var acks Acks
-	first := true
 	for _, s := range t.streams {
 		for _, r := range s.rejected {
 			acks.Rejections = append(acks.Rejections, r)
@@ -112,8 +128,8 @@ func (t *Tracker) Snapshot() Acks {
 		if s.acked > 0 {
 			acks.Synced++
 		}
-		if first || s.acked < acks.Position {
-			acks.Position, first = s.acked, false
+		if acks.Enforcers == 1 || s.acked < acks.Position {
+			acks.Position = s.acked
 		}
 	}
 	slices.SortFunc(acks.Rejections, func(a, b Rejection) int {
@@ -124,9 +140,11 @@ func (t *Tracker) Snapshot() Acks {
 
 func (t *Tracker) opened(id int64, r role, peer string) {
 	t.mu.Lock()
-	t.streams[id] = &clientStream{role: r, peer: peer, pending: map[string]sentResponse{}, rejected: map[string]Rejection{}}
+	t.streams[id] = &clientStream{
+		role: r, peer: peer, pending: map[string][]sentResponse{}, rejected: map[string]Rejection{}, logged: map[loggedRefusal]struct{}{},
+	}
 	t.mu.Unlock()
-	t.clients.WithLabelValues(r.String()).Inc()
+	t.metrics.clients.WithLabelValues(r.String()).Inc()
 	t.log.Info("client connected", "role", r.String(), "peer", peer)
 	t.signal()
 }
@@ -139,7 +157,7 @@ func (t *Tracker) closed(id int64) {
 	if s == nil {
 		return
 	}
-	t.clients.WithLabelValues(s.role.String()).Dec()
+	t.metrics.clients.WithLabelValues(s.role.String()).Dec()
 	t.log.Info("client disconnected", "role", s.role.String(), "node", s.node, "peer", s.peer)
 	t.signal()
 }
@@ -155,55 +173,68 @@ func (t *Tracker) roleOf(id int64) role {
 }
 
 func (t *Tracker) sent(id int64, resp *discovery.DeltaDiscoveryResponse) {
-	t.responses.WithLabelValues(resp.GetTypeUrl()).Inc()
-	p := sentResponse{typeURL: resp.GetTypeUrl()}
+	t.metrics.responses.WithLabelValues(resp.GetTypeUrl()).Inc()
+	p := sentResponse{nonce: resp.GetNonce()}
 	if resp.GetTypeUrl() == keyset.TypeURL {
-		p.position, _ = strconv.ParseUint(resp.GetSystemVersionInfo(), 10, 64)
+		p.position, _ = strconv.ParseUint(resp.GetSystemVersionInfo(), 10, 64) // the cache's own number
 	}
-	for _, r := range resp.GetResources() {
-		if len(p.names) < maxNamed {
-			p.names = append(p.names, r.GetName())
-		}
+	for _, r := range resp.GetResources()[:min(maxNamed, len(resp.GetResources()))] {
+		p.names = append(p.names, r.GetName())
 	}
+	removed := resp.GetRemovedResources()
+	p.names = append(p.names, removed[:min(maxNamed-len(p.names), len(removed))]...)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if s := t.streams[id]; s != nil {
-		s.pending[resp.GetNonce()] = p
+		pending := append(s.pending[resp.GetTypeUrl()], p)
+		s.pending[resp.GetTypeUrl()] = pending[max(0, len(pending)-maxPending):]
 	}
 }
 
 func (t *Tracker) requested(id int64, req *discovery.DeltaDiscoveryRequest) {
 	t.mu.Lock()
+	defer t.mu.Unlock()
 	s := t.streams[id]
 	if s == nil {
-		t.mu.Unlock()
 		return
 	}
 	if n := req.GetNode().GetId(); n != "" {
 		s.node = n
 	}
-	p, known := s.pending[req.GetResponseNonce()]
-	delete(s.pending, req.GetResponseNonce())
-	refusal := req.GetErrorDetail()
-	switch {
-	case !known:
-		t.mu.Unlock()
+	typeURL := req.GetTypeUrl()
+	i := slices.IndexFunc(s.pending[typeURL], func(p sentResponse) bool { return p.nonce == req.GetResponseNonce() })
+	if i < 0 { // a change of the subscription
 		return
-	case refusal == nil:
-		delete(s.rejected, p.typeURL)
-		s.said = ""
-		s.acked = max(s.acked, p.position)
-		t.mu.Unlock()
-	default:
-		r := Rejection{Node: s.node, TypeURL: p.typeURL, Detail: refusal.GetMessage(), Resources: p.names}
-		s.rejected[p.typeURL] = r
-		again := s.said == r.Detail
-		s.said = r.Detail
-		t.mu.Unlock()
-		t.rejections.WithLabelValues(p.typeURL).Inc()
-		if !again { // it is sent again and refused again until somebody mends it
-			t.log.Info("client refused its configuration", "node", r.Node, "type", r.TypeURL, "detail", r.Detail, "resources", r.Resources)
+	}
+	p := s.pending[typeURL][i]
+	s.pending[typeURL] = s.pending[typeURL][i+1:]
+	if req.GetErrorDetail() != nil {
+		t.rejected(s, p, req)
+	} else {
+		t.metrics.acks.WithLabelValues(typeURL).Inc()
+		// The key set's position stands still until what was refused has been taken.
+		if typeURL != keyset.TypeURL || p.position > s.acked {
+			delete(s.rejected, typeURL)
 		}
+		s.acked = max(s.acked, p.position)
 	}
 	t.signal()
+}
+
+// rejected takes in a refusal. It holds mu.
+func (t *Tracker) rejected(s *clientStream, p sentResponse, req *discovery.DeltaDiscoveryRequest) {
+	refusal := req.GetErrorDetail()
+	r := Rejection{Node: s.node, TypeURL: req.GetTypeUrl(), Detail: refusal.GetMessage(), Resources: p.names}
+	if named := keyset.RefusedNames(refusal.GetDetails()); len(named) > 0 {
+		r.Resources = named[:min(maxNamed, len(named))]
+	}
+	s.rejected[r.TypeURL] = r
+	t.metrics.rejections.WithLabelValues(r.TypeURL).Inc()
+	// It is sent again and refused again until somebody mends it: that is one line, not one a minute.
+	line := loggedRefusal{r.TypeURL, r.Detail}
+	if _, said := s.logged[line]; said || len(s.logged) >= maxLogged {
+		return
+	}
+	s.logged[line] = struct{}{}
+	t.log.Info("client refused its configuration", "node", r.Node, "type", r.TypeURL, "detail", r.Detail, "resources", r.Resources)
 }
