@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/latchkey-dev/latchkey/internal/llm"
 	"github.com/latchkey-dev/latchkey/internal/policy"
@@ -19,17 +20,31 @@ const (
 	kindServer
 )
 
+// retry says what a refusal tells the SDKs, which try 408, 409, 429 and 5xx again if nothing else is said.
+type retry uint8
+
+const (
+	retryByStatus retry = iota
+	retryNever
+)
+
 // refusal is an error before it is put into words of a dialect.
 type refusal struct {
 	status  int
 	kind    kind
+	retry   retry
 	code    string // OpenAI's code; empty: null
 	param   string // OpenAI's param; empty: null
 	reason  string // for metrics and logs
-	message string
+	message string // its first 200 bytes carry the meaning
 	allow   string // of 405
 }
 
+func badRequest(reason, param, message string) *refusal {
+	return &refusal{status: http.StatusBadRequest, reason: reason, param: param, message: message}
+}
+
+// capabilityRefusal says whose grant is missing.
 func capabilityRefusal(whose string, missing policy.Capabilities) *refusal {
 	return &refusal{status: http.StatusForbidden, code: "capability_not_allowed", reason: "capability_not_allowed",
 		message: whose + " is not allowed " + missing.String() + ": whoever manages it can add that to its capabilities"}
@@ -69,26 +84,52 @@ type anthropicError struct {
 	Message string `json:"message"`
 }
 
-// refuse puts a refusal into the caller's dialect.
+// refuse puts a refusal into the caller's dialect. Whatever it quotes of the request, it does not quote the key.
 func (x *Exchange) refuse(r *refusal) *Answer {
+	message, param := x.redact(r.message), x.redact(r.param)
 	var body any
 	if x.dialect == llm.Anthropic {
 		body = struct {
 			Type      string         `json:"type"`
 			Error     anthropicError `json:"error"`
 			RequestID string         `json:"request_id"`
-		}{"error", anthropicError{r.anthropicType(), r.message}, x.requestID}
+		}{"error", anthropicError{r.anthropicType(), message}, x.requestID}
 	} else {
 		body = struct {
 			Error openAIError `json:"error"`
-		}{openAIError{r.message, r.openAIType(), optional(r.param), optional(r.code)}}
+		}{openAIError{message, r.openAIType(), optional(param), optional(r.code)}}
 	}
 	answer := x.reply(r.status, body)
 	answer.Reason = r.reason
 	if r.allow != "" {
 		answer.Headers = append(answer.Headers, Header{"allow", r.allow})
 	}
+	if r.retry == retryNever {
+		answer.Headers = append(answer.Headers, Header{"x-should-retry", "false"})
+	}
 	return answer
+}
+
+// redact shortens the key to its prefix wherever it stands, also where it has been cut off.
+func (x *Exchange) redact(s string) string {
+	plaintext := x.plaintext.Reveal()
+	if plaintext == "" {
+		return s
+	}
+	prefix := x.plaintext.Prefix()
+	for from := 0; ; {
+		i := strings.Index(s[from:], prefix)
+		if i < 0 {
+			return s
+		}
+		begin := from + i
+		end := begin + len(prefix)
+		for end < len(s) && end-begin < len(plaintext) && s[end] == plaintext[end-begin] {
+			end++
+		}
+		from = begin + len(prefix)
+		s = s[:from] + s[end:]
+	}
 }
 
 func (r *refusal) openAIType() string {
@@ -141,7 +182,11 @@ func optional(s string) *string {
 func shown(s string) string {
 	const most = 100
 	if len(s) > most {
-		s = strings.ToValidUTF8(s[:most], "") + "…"
+		cut := most
+		for cut > 0 && !utf8.RuneStart(s[cut]) {
+			cut--
+		}
+		s = s[:cut] + "…"
 	}
 	return `"` + s + `"`
 }

@@ -10,6 +10,13 @@ import (
 	"github.com/latchkey-dev/latchkey/internal/policy"
 )
 
+// The headers that a key can be sent in.
+const (
+	headerAuthorization = "authorization"
+	headerXAPIKey       = "x-api-key"
+	headerAPIKey        = "api-key"
+)
+
 const sendIt = "send it as \"Authorization: Bearer KEY\" (or as x-api-key or api-key)"
 
 // authenticate finds the caller's key and checks that it is in force.
@@ -24,7 +31,7 @@ func (x *Exchange) authenticate(now time.Time) *refusal {
 		if errors.Is(err, key.ErrChecksum) {
 			message = "the API key is malformed: its checksum does not match, so it was cut off or mistyped"
 		}
-		return &refusal{status: http.StatusUnauthorized, kind: kindAuthentication, code: "invalid_api_key", reason: "key_malformed", message: message}
+		return unauthenticated("invalid_api_key", "key_malformed", message)
 	}
 	x.plaintext, x.hash = plaintext, plaintext.Hash()
 	return x.look(now)
@@ -38,55 +45,75 @@ func (x *Exchange) look(now time.Time) *refusal {
 			message: "the gateway has no policy yet and cannot decide; try again shortly"}
 	}
 	x.key, x.app = k, app
-	deny := func(code, message string) *refusal {
-		return &refusal{status: http.StatusUnauthorized, kind: kindAuthentication, code: code, reason: code, message: message}
-	}
+	const disabled = " is disabled: whoever manages it can enable it again"
 	switch {
 	case k == nil:
-		return &refusal{status: http.StatusUnauthorized, kind: kindAuthentication, code: "invalid_api_key", reason: "key_unknown",
-			message: "the API key is not valid: it is unknown here, or has been deleted"}
+		return unauthenticated("invalid_api_key", "key_unknown", "the API key is not valid: it is unknown here, or has been deleted")
 	case k.State != policy.StateEnabled:
-		return deny("api_key_disabled", "the API key "+x.prefix()+"… is disabled: whoever manages it can enable it again")
+		return unauthenticated("api_key_disabled", "api_key_disabled", "the API key "+x.prefix()+"…"+disabled)
 	case k.ExpiredAt(now):
-		return deny("api_key_expired", "the API key "+x.prefix()+"… expired at "+k.Expires.UTC().Format(time.RFC3339))
+		return unauthenticated("api_key_expired", "api_key_expired",
+			"the API key "+x.prefix()+"… expired at "+k.Expires.UTC().Format(time.RFC3339)+": use another, or have its expiration moved")
 	case app == nil || app.State != policy.StateEnabled:
-		return deny("application_disabled", "the application of the API key "+x.prefix()+"… is disabled: whoever manages it can enable it again")
+		return unauthenticated("application_disabled", "application_disabled",
+			"the application "+shown(k.Application)+" of the API key "+x.prefix()+"…"+disabled)
 	}
 	return nil
 }
 
-// presented is the one key that the request carries. Two that differ are refused: to guess would be to bill somebody else.
+// presented is the one key that the request carries. Several headers may carry it, each once; two that differ are refused: to guess would
+// be to bill somebody else.
 func (x *Exchange) presented() (string, *refusal) {
-	found, scheme := "", ""
-	for _, h := range x.head.Headers {
-		value := strings.TrimSpace(h.Value)
+	var values [3]string // by header
+	var sent [3]bool
+	for i := range x.head.Headers {
+		h := &x.head.Headers[i]
+		at := 0
 		switch h.Name {
-		case "authorization":
-			name, credential, _ := strings.Cut(value, " ")
-			if !strings.EqualFold(name, "bearer") {
-				scheme = name
-				continue
-			}
-			value = strings.TrimSpace(credential)
-		case "x-api-key", "api-key":
+		case headerAuthorization:
+		case headerXAPIKey:
+			at = 1
+		case headerAPIKey:
+			at = 2
 		default:
 			continue
 		}
-		if value == "" {
-			continue
+		if sent[at] {
+			return "", ambiguous()
 		}
-		if strings.ContainsAny(value, ", \t") || (found != "" && found != value) {
-			return "", &refusal{status: http.StatusBadRequest, reason: "ambiguous_key",
-				message: "the request carries more than one API key: " + sendIt + ", once"}
+		values[at], sent[at] = strings.TrimSpace(h.Value), true
+	}
+	// What is sent with another scheme may be a credential, and is not quoted.
+	if authorization := values[0]; authorization != "" {
+		scheme, credential, _ := strings.Cut(authorization, " ")
+		if !strings.EqualFold(scheme, "bearer") {
+			message := "the authorization header has another scheme than Bearer: send \"Authorization: Bearer KEY\""
+			if _, err := key.Parse(authorization); err == nil {
+				message = "the authorization header holds the API key without its scheme: send \"Authorization: Bearer KEY\""
+			}
+			return "", unauthenticated("", "no_key", message)
 		}
-		found = value
+		values[0] = strings.TrimSpace(credential)
 	}
-	if found != "" && scheme == "" {
-		return found, nil
+	found := ""
+	for _, value := range values {
+		if strings.ContainsAny(value, ", \t") || (found != "" && value != "" && found != value) {
+			return "", ambiguous()
+		}
+		if value != "" {
+			found = value
+		}
 	}
-	message := "no API key was sent: " + sendIt
-	if scheme != "" {
-		message = "the authorization header has the scheme " + shown(scheme) + ": send \"Authorization: Bearer KEY\""
+	if found == "" {
+		return "", unauthenticated("", "no_key", "no API key was sent: "+sendIt)
 	}
-	return "", &refusal{status: http.StatusUnauthorized, kind: kindAuthentication, reason: "no_key", message: message}
+	return found, nil
+}
+
+func ambiguous() *refusal {
+	return &refusal{status: http.StatusBadRequest, reason: "ambiguous_key", message: "the request carries more than one API key: " + sendIt + ", once"}
+}
+
+func unauthenticated(code, reason, message string) *refusal {
+	return &refusal{status: http.StatusUnauthorized, kind: kindAuthentication, code: code, reason: reason, message: message}
 }

@@ -1,8 +1,11 @@
 package enforce
 
 import (
+	"bytes"
+	"encoding/hex"
 	"errors"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -125,7 +128,7 @@ func (e *Engine) Begin(h Head) (*Exchange, *Answer) {
 	if i := strings.IndexByte(h.Path, '?'); i >= 0 {
 		x.path, x.query = h.Path[:i], h.Path[i:]
 	}
-	x.requestID = x.header("x-request-id")
+	x.requestID = requestID(x.header("x-request-id"))
 	if llm.IsAnthropicPath(x.path) || x.header("anthropic-version") != "" {
 		x.dialect = llm.Anthropic
 	}
@@ -142,9 +145,8 @@ func (x *Exchange) begin(now time.Time) *Answer {
 	if refusal := x.authenticate(now); refusal != nil {
 		return x.refuse(refusal)
 	}
-	if strings.Contains(x.head.Path, x.plaintext.Reveal()) {
-		return x.refuse(&refusal{status: http.StatusBadRequest, reason: "key_in_url",
-			message: "keys do not belong into URLs, which end up in logs: send it as \"Authorization: Bearer KEY\" only, and consider this key leaked"})
+	if refusal := x.checkURL(); refusal != nil {
+		return x.refuse(refusal)
 	}
 	route, err := llm.Match(x.head.Method, x.path)
 	if err != nil {
@@ -178,10 +180,10 @@ func (x *Exchange) decide(body []byte, now time.Time) (*Forward, *Answer) {
 	if refusal := x.look(now); refusal != nil {
 		return nil, x.refuse(refusal)
 	}
-	contentType, ambiguous := x.single("content-type")
-	encoding, ambiguousToo := x.single("content-encoding")
-	if ambiguous || ambiguousToo {
-		return nil, x.refuse(&refusal{status: http.StatusBadRequest, reason: "bad_request", message: "content-type and content-encoding can be sent once each"})
+	contentType, ok := x.single("content-type")
+	encoding, okToo := x.single("content-encoding")
+	if !ok || !okToo {
+		return nil, x.refuse(badRequest("bad_request", "", "the request has several content-type or content-encoding headers: send each once"))
 	}
 	request, err := llm.Parse(x.route, contentType, encoding, body)
 	if err != nil {
@@ -193,13 +195,18 @@ func (x *Exchange) decide(body []byte, now time.Time) (*Forward, *Answer) {
 	if refusal := x.chooseModel(request); refusal != nil {
 		return nil, x.refuse(refusal)
 	}
+	if bytes.Contains(body, []byte(x.plaintext.Reveal())) {
+		return nil, x.refuse(badRequest("key_in_body", "",
+			"the body holds the API key itself, which must not get to a provider: take it out of the body, and consider the key leaked"))
+	}
 	changed, newType, err := request.Forwarded(body, x.model.UpstreamName)
 	if err != nil {
-		return nil, x.refuse(formRefusal(err))
+		return nil, x.refuse(&refusal{status: http.StatusInternalServerError, kind: kindServer, retry: retryNever, reason: "internal_error",
+			message: "the gateway could not write the request anew for the provider; it was not forwarded"})
 	}
 	forward := &Forward{Provider: x.model.Provider, Path: x.route.Path + x.query, Remove: x.strip(), Body: changed}
 	if newType != "" {
-		forward.Set = append(forward.Set, Header{"content-type", newType})
+		forward.Set = []Header{{"content-type", newType}}
 	}
 	return forward, nil
 }
@@ -207,23 +214,34 @@ func (x *Exchange) decide(body []byte, now time.Time) (*Forward, *Answer) {
 // chooseModel finds the model, and checks that the request can go to it.
 func (x *Exchange) chooseModel(request *llm.Request) *refusal {
 	m := x.engine.table.model(request.Model)
-	if m == nil || !x.key.Models.Allows(m.Name) || !x.app.Models.Allows(m.Name) {
+	if m == nil || !x.mayCall(m) {
 		return modelNotFound(request.Model)
 	}
-	if m.Format != x.route.Dialect.Format() {
-		other := "/v1/messages"
-		if m.Format == policy.FormatOpenAI {
-			other = "/v1/chat/completions"
-		}
-		return &refusal{status: http.StatusBadRequest, reason: "wrong_api", param: "model",
-			message: "model " + shown(m.Name) + " speaks " + m.Format.String() + "'s API: call " + other + " instead of " + x.route.Path}
-	}
 	if missing := m.Capabilities.Missing(request.Capabilities); missing != 0 {
-		return &refusal{status: http.StatusBadRequest, reason: "model_incapable", param: "model",
-			message: "model " + shown(m.Name) + " cannot do what is asked for (" + missing.String() + "): it does " + m.Capabilities.String()}
+		return badRequest("model_incapable", "model",
+			"model "+shown(m.Name)+" cannot do what is asked for ("+missing.String()+"): it does "+m.Capabilities.String())
+	}
+	if m.Format != x.route.Dialect.Format() {
+		return badRequest("wrong_api", "model", "model "+shown(m.Name)+" speaks "+m.Format.String()+"'s API: "+x.insteadOf(m.Format))
 	}
 	x.model = m
 	return nil
+}
+
+// insteadOf says what to call for a model of the other API.
+func (x *Exchange) insteadOf(format policy.Format) string {
+	switch {
+	case x.route.Path == llm.CountTokens:
+		return "it does not count tokens beforehand, and is called at " + llm.ChatCompletions
+	case format == policy.FormatAnthropic:
+		return "call " + llm.Messages + " instead of " + x.route.Path
+	}
+	return "call " + llm.ChatCompletions + " instead of " + x.route.Path
+}
+
+// mayCall reports whether a model is in the scope of both the key and its application.
+func (x *Exchange) mayCall(m *policy.Model) bool {
+	return m.Format != policy.FormatUnknown && x.key.Models.Allows(m.Name) && x.app.Models.Allows(m.Name)
 }
 
 // checkCapabilities checks that both the key and its application grant what is needed.
@@ -240,23 +258,62 @@ func (x *Exchange) checkCapabilities(needed policy.Capabilities) *refusal {
 // ResponseHead looks at the head of a provider's response. One that says that the platform's own credential is no good becomes an error of
 // the gateway's: to the caller it would look like their key, and its body can quote the credential.
 func (x *Exchange) ResponseHead(status int, _ []Header) (*Answer, *ResponseChange) {
-	if status != http.StatusUnauthorized && status != http.StatusForbidden {
+	if x.model == nil || status != http.StatusUnauthorized && status != http.StatusForbidden {
 		return nil, nil
 	}
-	answer := x.refuse(&refusal{status: http.StatusBadGateway, kind: kindServer, reason: "provider_credential",
+	answer := x.refuse(&refusal{status: http.StatusBadGateway, kind: kindServer, retry: retryNever, reason: "provider_credential",
 		message: "provider " + shown(x.model.Provider) + " refused the gateway's own credential; your key is in order. The platform team has to mend the provider's credential"})
-	answer.Headers = append(answer.Headers, Header{"x-should-retry", "false"})
 	x.observe(answer)
 	return answer, nil
 }
 
-// strip names the headers that must not reach a provider: credentials, whatever else holds the key, and those that choose whose account
-// pays at the provider.
-func (x *Exchange) strip() []string {
-	remove := []string{"authorization", "x-api-key", "api-key", "cookie", "openai-organization", "openai-project"}
+// checkURL refuses a URL that holds the key, also percent-encoded, and what no URL can hold.
+func (x *Exchange) checkURL() *refusal {
 	plaintext := x.plaintext.Reveal()
-	for _, h := range x.head.Headers {
-		if strings.HasPrefix(h.Name, "x-latchkey-") || (strings.Contains(h.Value, plaintext) && !strings.HasPrefix(h.Name, ":") && h.Name != "host") {
+	for _, part := range []string{x.head.Path, x.header("host")} {
+		if strings.Contains(part, plaintext) || strings.Contains(unescaped(part), plaintext) {
+			return badRequest("key_in_url", "",
+				"keys do not belong into URLs, which end up in logs: send it as \"Authorization: Bearer KEY\" only, and consider this key leaked")
+		}
+	}
+	if strings.ContainsFunc(x.head.Path, func(r rune) bool { return r <= ' ' || r == 0x7f || r == '#' }) {
+		return badRequest("bad_request", "", "the URL holds characters that URLs cannot hold: percent-encode them")
+	}
+	return nil
+}
+
+// unescaped resolves the percent-encoding that is well-formed, and leaves the rest.
+func unescaped(s string) string {
+	if !strings.Contains(s, "%") {
+		return s
+	}
+	out := make([]byte, 0, len(s))
+	for i := 0; i < len(s); i++ {
+		if s[i] == '%' && i+2 < len(s) {
+			if b, err := hex.DecodeString(s[i+1 : i+3]); err == nil {
+				out = append(out, b[0])
+				i += 2
+				continue
+			}
+		}
+		out = append(out, s[i])
+	}
+	return string(out)
+}
+
+// neverForwarded are the headers that must not reach a provider: credentials, and those that choose whose account pays there.
+var neverForwarded = []string{
+	headerAuthorization, headerXAPIKey, headerAPIKey, "x-goog-api-key", "proxy-authorization", "cookie",
+	"openai-organization", "openai-project", "anthropic-organization-id",
+}
+
+// strip names the headers to take out: those that no provider gets, the gateway's own, and whatever else holds the key.
+func (x *Exchange) strip() []string {
+	plaintext := x.plaintext.Reveal()
+	remove := slices.Clone(neverForwarded)
+	for i := range x.head.Headers {
+		h := &x.head.Headers[i]
+		if (strings.HasPrefix(h.Name, "x-latchkey-") || strings.Contains(h.Value, plaintext)) && !slices.Contains(remove, h.Name) {
 			remove = append(remove, h.Name)
 		}
 	}
@@ -272,19 +329,33 @@ func (x *Exchange) header(name string) string {
 	return ""
 }
 
-// single is a header's one value, and whether it was sent with several that differ.
-func (x *Exchange) single(name string) (value string, ambiguous bool) {
+// single is a header's one value, or false when it was sent with several that differ.
+func (x *Exchange) single(name string) (value string, ok bool) {
 	seen := false
-	for _, h := range x.head.Headers {
+	for i := range x.head.Headers {
+		h := &x.head.Headers[i]
 		if h.Name != name {
 			continue
 		}
 		if seen && h.Value != value {
-			return "", true
+			return "", false
 		}
 		value, seen = h.Value, true
 	}
-	return value, false
+	return value, true
+}
+
+// keyScheme begins every key.
+const keyScheme = "lk_"
+
+// requestID takes a request's ID if it is one that can be echoed and logged: short, on one line, and not what could be a key.
+func requestID(sent string) string {
+	const most = 128
+	odd := func(r rune) bool { return r <= ' ' || r > '~' }
+	if len(sent) > most || strings.ContainsFunc(sent, odd) || strings.Contains(sent, keyScheme) {
+		return ""
+	}
+	return sent
 }
 
 func (x *Exchange) prefix() string {

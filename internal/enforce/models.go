@@ -5,6 +5,7 @@ import (
 	"net/url"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/latchkey-dev/latchkey/internal/llm"
@@ -36,7 +37,7 @@ func (x *Exchange) listModels() *Answer {
 	granted := x.key.Capabilities & x.app.Capabilities
 	var mine []*policy.Model
 	for _, m := range x.engine.table.allModels() {
-		if x.key.Models.Allows(m.Name) && x.app.Models.Allows(m.Name) && m.Capabilities&granted != 0 {
+		if x.mayCall(m) && m.Capabilities&granted != 0 {
 			mine = append(mine, m)
 		}
 	}
@@ -63,34 +64,41 @@ func (x *Exchange) listModels() *Answer {
 	}{"list", list})
 }
 
-// anthropicPage is the page of the list that the query asks for, as https://docs.anthropic.com/en/api/models-list has it.
+// anthropicPage is the page of the list that the query asks for, as https://docs.anthropic.com/en/api/models-list has it. An ID that has
+// gone since the last page keeps its place in the order.
 func (x *Exchange) anthropicPage(mine []*policy.Model) *Answer {
-	query, err := url.ParseQuery(trimQuestion(x.query))
+	query, err := url.ParseQuery(strings.TrimPrefix(x.query, "?"))
 	if err != nil {
-		return x.refuse(&refusal{status: http.StatusBadRequest, reason: "bad_request", message: "the query cannot be read"})
+		return x.refuse(badRequest("bad_request", "", "the query cannot be read: percent-encode it"))
 	}
 	limit := defaultPage
 	if given := query.Get("limit"); given != "" {
 		if limit, err = strconv.Atoi(given); err != nil || limit < 1 || limit > maxPage {
-			return x.refuse(&refusal{status: http.StatusBadRequest, reason: "bad_request", param: "limit", message: "limit is a number from 1 to 1000"})
+			return x.refuse(badRequest("bad_request", "limit", "limit must be a number from 1 to 1000"))
 		}
 	}
-	at := func(id string) int {
-		return slices.IndexFunc(mine, func(m *policy.Model) bool { return m.Name == id })
+	after, before := query.Get("after_id"), query.Get("before_id")
+	if after != "" && before != "" {
+		return x.refuse(badRequest("bad_request", "before_id", "after_id and before_id exclude each other: send one of them"))
 	}
-	more := false
-	switch after, before := query.Get("after_id"), query.Get("before_id"); {
-	case after != "":
-		mine = mine[at(after)+1:]
-		more = len(mine) > limit
-		mine = mine[:min(len(mine), limit)]
-	case before != "":
-		mine = mine[:max(at(before), 0)]
-		more = len(mine) > limit
-		mine = mine[max(len(mine)-limit, 0):]
-	default:
-		more = len(mine) > limit
-		mine = mine[:min(len(mine), limit)]
+	at := func(id string) (int, bool) {
+		return slices.BinarySearchFunc(mine, id, func(m *policy.Model, id string) int { return strings.Compare(m.Name, id) })
+	}
+	var more bool
+	if before != "" {
+		end, _ := at(before)
+		begin := max(end-limit, 0)
+		more, mine = begin > 0, mine[begin:end]
+	} else {
+		begin := 0
+		if after != "" {
+			var found bool
+			if begin, found = at(after); found {
+				begin++
+			}
+		}
+		end := min(begin+limit, len(mine))
+		more, mine = end < len(mine), mine[begin:end]
 	}
 	page := struct {
 		Data    []anthropicModel `json:"data"`
@@ -126,11 +134,4 @@ func unix(t time.Time) int64 {
 		return 0
 	}
 	return t.Unix()
-}
-
-func trimQuestion(query string) string {
-	if query == "" {
-		return ""
-	}
-	return query[1:]
 }

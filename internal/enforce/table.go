@@ -1,16 +1,26 @@
 package enforce
 
 import (
+	"maps"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/latchkey-dev/latchkey/internal/policy"
 )
 
 // Table is the policy set in force. It is safe for concurrent use; looking up costs no allocation.
+//
+// Two keys with one hash, which the control plane does not publish, do no harm: the first to come is found, and the next in line once that
+// one is gone.
 type Table struct {
-	mu      sync.RWMutex
-	filled  bool
+	mu     sync.RWMutex
+	filled bool
+	set    *policySet
+}
+
+// policySet is what a Table holds. Whoever changes it holds the table's mu, or is the only one to know it.
+type policySet struct {
 	system  policy.System
 	apps    map[string]*policy.Application // by ID
 	keys    map[string]*policy.Key         // by UID
@@ -20,114 +30,105 @@ type Table struct {
 	sorted  []*policy.Model // by name; replaced, never changed
 }
 
+func newPolicySet(keys int) *policySet {
+	return &policySet{
+		system:  policy.DefaultSystem(),
+		apps:    map[string]*policy.Application{},
+		keys:    make(map[string]*policy.Key, keys),
+		byHash:  make(map[policy.KeyHash]*policy.Key, keys),
+		waiting: map[policy.KeyHash][]string{},
+		models:  map[string]*policy.Model{},
+	}
+}
+
 // NewTable makes an empty table: nobody is let through before it is filled.
-func NewTable() *Table {
-	t := &Table{}
-	t.clear()
-	return t
-}
+func NewTable() *Table { return &Table{set: newPolicySet(0)} }
 
-func (t *Table) clear() {
-	t.system = policy.DefaultSystem()
-	t.apps = map[string]*policy.Application{}
-	t.keys = map[string]*policy.Key{}
-	t.byHash = map[policy.KeyHash]*policy.Key{}
-	t.waiting = map[policy.KeyHash][]string{}
-	t.models = map[string]*policy.Model{}
-	t.sorted = nil
-}
-
-// Replace puts a whole set in place of what there is, in one step.
+// Replace puts a whole set in place of what there is, in one step. Decisions go on by the old set while the new one is built. It never fails.
 func (t *Table) Replace(all *policy.Delta) error {
+	set := newPolicySet(len(all.Keys))
+	set.apply(all)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.clear()
-	t.apply(all)
-	t.filled = true
+	t.set, t.filled = set, true
 	return nil
 }
 
-// Apply changes what there is, in one step.
+// Apply changes what there is, in one step: removals first. It never fails.
 func (t *Table) Apply(change *policy.Delta) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.apply(change)
+	t.set.apply(change)
 	return nil
 }
 
-// apply holds mu.
-func (t *Table) apply(d *policy.Delta) {
+func (s *policySet) apply(d *policy.Delta) {
 	for _, ref := range d.Removed {
 		switch ref.Kind {
 		case policy.KindSystem:
-			t.system = policy.DefaultSystem()
+			s.system = policy.DefaultSystem()
 		case policy.KindApplication:
-			delete(t.apps, ref.Name)
+			delete(s.apps, ref.Name)
 		case policy.KindKey:
-			t.dropHashes(t.keys[ref.Name], nil)
-			delete(t.keys, ref.Name)
+			s.dropHashes(s.keys[ref.Name], nil)
+			delete(s.keys, ref.Name)
 		case policy.KindModel:
-			delete(t.models, ref.Name)
-			t.sorted = nil
+			delete(s.models, ref.Name)
+			s.sorted = nil
 		}
 	}
 	if d.System != nil {
-		t.system = *d.System
+		s.system = *d.System
 	}
 	for _, app := range d.Applications {
-		t.apps[app.ID()] = app
+		s.apps[app.ID()] = app
 	}
 	for _, m := range d.Models {
-		t.models[m.Name] = m
-		t.sorted = nil
+		s.models[m.Name] = m
+		s.sorted = nil
 	}
 	for _, k := range d.Keys {
-		t.dropHashes(t.keys[k.UID], k)
-		t.keys[k.UID] = k
-		for _, c := range k.Credentials {
-			switch holder := t.byHash[c.Hash]; {
-			case holder == nil || holder.UID == k.UID:
-				t.byHash[c.Hash] = k
-			case !slices.Contains(t.waiting[c.Hash], k.UID):
-				t.waiting[c.Hash] = append(t.waiting[c.Hash], k.UID)
-			}
-		}
+		s.putKey(k)
 	}
-	if t.sorted == nil && len(t.models) > 0 {
-		t.sorted = make([]*policy.Model, 0, len(t.models))
-		for _, m := range t.models {
-			t.sorted = append(t.sorted, m)
-		}
-		slices.SortFunc(t.sorted, func(a, b *policy.Model) int {
-			if a.Name < b.Name {
-				return -1
-			}
-			return 1
-		})
+	if s.sorted == nil {
+		s.sorted = slices.SortedFunc(maps.Values(s.models), func(a, b *policy.Model) int { return strings.Compare(a.Name, b.Name) })
 	}
 }
 
-// dropHashes takes a key's hashes out, but those that its successor has too. It holds mu.
-func (t *Table) dropHashes(old, successor *policy.Key) {
+func (s *policySet) putKey(k *policy.Key) {
+	s.dropHashes(s.keys[k.UID], k)
+	s.keys[k.UID] = k
+	for _, c := range k.Credentials {
+		switch holder := s.byHash[c.Hash]; {
+		case holder == nil || holder.UID == k.UID:
+			s.byHash[c.Hash] = k
+		case !slices.Contains(s.waiting[c.Hash], k.UID):
+			s.waiting[c.Hash] = append(s.waiting[c.Hash], k.UID)
+		}
+	}
+}
+
+// dropHashes takes a key's hashes out, but those that its successor has too.
+func (s *policySet) dropHashes(old, successor *policy.Key) {
 	if old == nil {
 		return
 	}
 	for _, c := range old.Credentials {
-		if successor != nil && slices.ContainsFunc(successor.Credentials, func(s policy.Credential) bool { return s.Hash == c.Hash }) {
+		if successor != nil && slices.ContainsFunc(successor.Credentials, func(n policy.Credential) bool { return n.Hash == c.Hash }) {
 			continue
 		}
-		queue := slices.DeleteFunc(t.waiting[c.Hash], func(uid string) bool { return uid == old.UID })
-		if holder := t.byHash[c.Hash]; holder != nil && holder.UID == old.UID {
-			delete(t.byHash, c.Hash)
+		queue := slices.DeleteFunc(s.waiting[c.Hash], func(uid string) bool { return uid == old.UID })
+		if holder := s.byHash[c.Hash]; holder != nil && holder.UID == old.UID {
+			delete(s.byHash, c.Hash)
 			if len(queue) > 0 {
-				t.byHash[c.Hash] = t.keys[queue[0]]
+				s.byHash[c.Hash] = s.keys[queue[0]]
 				queue = queue[1:]
 			}
 		}
 		if len(queue) == 0 {
-			delete(t.waiting, c.Hash)
+			delete(s.waiting, c.Hash)
 		} else {
-			t.waiting[c.Hash] = queue
+			s.waiting[c.Hash] = queue
 		}
 	}
 }
@@ -136,36 +137,35 @@ func (t *Table) dropHashes(old, successor *policy.Key) {
 func (t *Table) find(hash policy.KeyHash) (k *policy.Key, app *policy.Application, filled bool) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	k = t.byHash[hash]
-	if k != nil {
-		app = t.application(k)
+	if k = t.set.byHash[hash]; k != nil {
+		app = t.set.applicationOf(k)
 	}
 	return k, app, t.filled
 }
 
-func (t *Table) application(k *policy.Key) *policy.Application {
-	// An application's ID, put together without allocating.
+func (s *policySet) applicationOf(k *policy.Key) *policy.Application {
+	// The application's ID, put together without allocating.
 	var buf [160]byte
 	id := append(append(append(buf[:0], k.Namespace...), '/'), k.Application...)
-	return t.apps[string(id)]
+	return s.apps[string(id)]
 }
 
 func (t *Table) model(name string) *policy.Model {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	return t.models[name]
+	return t.set.models[name]
 }
 
 // allModels is sorted by name, and must not be changed.
 func (t *Table) allModels() []*policy.Model {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	return t.sorted
+	return t.set.sorted
 }
 
 // Counts tells how much the table holds.
 func (t *Table) Counts() (keys, applications, models int) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	return len(t.keys), len(t.apps), len(t.models)
+	return len(t.set.keys), len(t.set.apps), len(t.set.models)
 }

@@ -2,9 +2,12 @@ package llm
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
+	"math"
+	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -12,267 +15,382 @@ import (
 	"github.com/latchkey-dev/latchkey/internal/policy"
 )
 
-// The fields that are read. A name that differs from one of these in case only is refused: some upstreams would take it.
+// The fields that are read.
+const (
+	fieldModel               = "model"
+	fieldStream              = "stream"
+	fieldStreamOptions       = "stream_options"
+	fieldMaxTokens           = "max_tokens"
+	fieldMaxCompletionTokens = "max_completion_tokens"
+	fieldMaxOutputTokens     = "max_output_tokens"
+	fieldN                   = "n"
+	fieldBackground          = "background"
+	fieldTools               = "tools"
+	fieldModalities          = "modalities"
+	fieldWebSearchOptions    = "web_search_options"
+	fieldEnableSearch        = "enable_search"
+	fieldSearchParameters    = "search_parameters"
+	fieldPlugins             = "plugins"
+)
+
+// The fields that are read of each object. A name that differs from one of these in case only is refused: some upstreams would take it.
 var (
 	requestFields = []string{
-		"model", "stream", "tools", "web_search_options", "plugins", "enable_search", "search_parameters", "modalities", "background",
+		fieldModel, fieldStream, fieldStreamOptions, fieldMaxTokens, fieldMaxCompletionTokens, fieldMaxOutputTokens, fieldN, fieldBackground,
+		fieldTools, fieldModalities, fieldWebSearchOptions, fieldEnableSearch, fieldSearchParameters, fieldPlugins,
 	}
+	streamFields = []string{"include_usage"}
 	toolFields   = []string{"type", "function"}
 	nameFields   = []string{"name"}
 	pluginFields = []string{"id"}
 	searchFields = []string{"mode"}
 )
 
+// maxDepth is jsontext's own limit, which encoding/json has too.
+const maxDepth = 10_000
+
+const byteOrderMark = "\xef\xbb\xbf"
+
 // parseJSON reads a JSON body.
 func parseJSON(route Route, body []byte) (*Request, error) {
-	if len(bytes.TrimSpace(body)) == 0 {
-		return nil, formError("", "the body is empty: send a JSON object")
+	if bytes.HasPrefix(body, []byte(byteOrderMark)) {
+		return nil, formError("", "the body begins with a byte order mark, which JSON does not have: send it without")
 	}
-	dec := jsontext.NewDecoder(bytes.NewBuffer(body))
-	if dec.PeekKind() != '{' {
-		if _, err := dec.ReadValue(); err != nil {
-			return nil, syntaxError(err)
+	r := reader{dec: jsontext.NewDecoder(bytes.NewBuffer(body)), path: route.Path, req: &Request{}}
+	switch r.dec.PeekKind() {
+	case '{':
+	case jsontext.KindInvalid:
+		_, err := r.dec.ReadToken()
+		if errors.Is(err, io.EOF) {
+			return nil, formError("", "the body is empty: send a JSON object")
 		}
-		return nil, formError("", "the body must be a JSON object")
+		return nil, asFormError(err)
+	default:
+		return nil, formError("", "the body must be a JSON object, with the fields of %s", route.Path)
 	}
-	req := &Request{}
-	named := false
-	err := eachField(dec, requestFields, func(name string) error {
-		switch name {
-		case "model":
-			value, err := dec.ReadValue()
-			if err != nil {
-				return err
-			}
-			if value.Kind() != '"' {
-				return formError("model", "the field \"model\" must be a string")
-			}
-			req.end = int(dec.InputOffset())
-			req.start = req.end - len(value)
-			unquoted, err := jsontext.AppendUnquote(nil, value)
-			if err != nil {
-				return err
-			}
-			req.Model, named = string(unquoted), true
-			return checkModel(req.Model)
-		case "stream":
-			on, err := readTrue(dec)
-			req.Stream = on
-			return err
-		case "background":
-			on, err := readTrue(dec)
-			if on && route.Path == "/v1/responses" {
-				return formError("background", "background responses are not available through this gateway: leave \"background\" out")
-			}
-			return err
-		case "tools":
-			return req.readTools(dec)
-		case "modalities":
-			return req.readModalities(dec)
-		default:
-			return req.readSearch(dec, name)
-		}
-	})
-	if err != nil {
+	if err := r.eachField(requestFields, r.readField); err != nil {
 		return nil, asFormError(err)
 	}
-	if _, err := dec.ReadToken(); !errors.Is(err, io.EOF) {
-		return nil, formError("", "there is something behind the body's JSON object, at byte %d: send one object", dec.InputOffset())
+	end := r.dec.InputOffset()
+	if _, err := r.dec.ReadToken(); !errors.Is(err, io.EOF) {
+		return nil, formError("", "there is something behind the body's JSON object, which ends at byte %d: send one object", end)
 	}
-	if !named {
-		return nil, errNoModel
+	if r.req.end == 0 {
+		return nil, noModel()
 	}
-	return req, nil
+	return r.req, nil
+}
+
+// reader reads one body.
+type reader struct {
+	dec  *jsontext.Decoder
+	path string // the endpoint's
+	req  *Request
+}
+
+func (r *reader) readField(name string) error {
+	switch name {
+	case fieldModel:
+		return r.readModel()
+	case fieldStream:
+		return r.readSwitch(name, &r.req.Stream)
+	case fieldStreamOptions:
+		return r.ifObject(streamFields, func(name string) error { return r.readSwitch(name, &r.req.IncludeUsage) })
+	case fieldMaxTokens, fieldMaxCompletionTokens, fieldMaxOutputTokens:
+		count, err := r.readCount(name)
+		if boundsAnswer(r.path, name) {
+			r.req.MaxTokens = max(r.req.MaxTokens, count)
+		}
+		return err
+	case fieldN:
+		count, err := r.readCount(name)
+		r.req.N = count
+		return err
+	case fieldBackground:
+		on := false
+		err := r.readSwitch(name, &on)
+		if on && r.path == Responses {
+			return formError(name, "background responses are not available through this gateway, which could neither bill nor fetch them: leave \"background\" out")
+		}
+		return err
+	case fieldTools:
+		return r.readTools()
+	case fieldModalities:
+		return r.readModalities()
+	case fieldPlugins:
+		return r.readPlugins()
+	}
+	return r.readSearch(name)
+}
+
+// boundsAnswer reports whether the endpoint's answers are bounded by the field. Others of the kind are ignored by providers, and must be here.
+func boundsAnswer(path, field string) bool {
+	switch path {
+	case ChatCompletions:
+		return field == fieldMaxTokens || field == fieldMaxCompletionTokens
+	case Completions, Messages:
+		return field == fieldMaxTokens
+	case Responses:
+		return field == fieldMaxOutputTokens
+	}
+	return false
+}
+
+func (r *reader) readModel() error {
+	value, err := r.dec.ReadValue()
+	if err != nil {
+		return err
+	}
+	if value.Kind() != '"' {
+		return formError(fieldModel, "the field \"model\" must be a string")
+	}
+	r.req.end = int(r.dec.InputOffset())
+	r.req.start = r.req.end - len(value)
+	unquoted, err := jsontext.AppendUnquote(nil, value)
+	if err != nil {
+		return err
+	}
+	r.req.Model = string(unquoted)
+	return checkModel(r.req.Model)
 }
 
 // need notes a capability that the body asks for.
-func (r *Request) need(c policy.Capability) { r.Capabilities |= policy.CapabilitiesOf(c) }
+func (r *reader) need(c policy.Capability) { r.req.Capabilities |= policy.CapabilitiesOf(c) }
 
-// readTools looks for tools that are capabilities of their own: web search of both APIs' names, and image generation.
-func (r *Request) readTools(dec *jsontext.Decoder) error {
-	if dec.PeekKind() == 'n' {
-		return dec.SkipValue()
+// readTools looks for tools that are capabilities of their own: web search by both APIs' names, and image generation.
+func (r *reader) readTools() error {
+	switch r.dec.PeekKind() {
+	case 'n':
+		return r.dec.SkipValue()
+	case '[':
+	default:
+		return r.mustBe(fieldTools, "a list")
 	}
-	return eachElement(dec, "tools", func() error {
+	return r.eachElement(func() error {
 		kind, function := "", ""
-		if dec.PeekKind() != '{' {
-			return dec.SkipValue() // the provider will say so
-		}
-		err := eachField(dec, toolFields, func(name string) error {
-			switch {
-			case name == "type":
-				return readString(dec, &kind)
-			case name == "function" && dec.PeekKind() == '{':
-				return eachField(dec, nameFields, func(string) error { return readString(dec, &function) })
+		err := r.ifObject(toolFields, func(name string) error {
+			if name == "type" {
+				return r.readString(&kind)
 			}
-			return dec.SkipValue()
+			return r.ifObject(nameFields, func(string) error { return r.readString(&function) })
 		})
+		kind = strings.ToLower(kind)
 		switch {
-		case err != nil:
-			return err
-		case strings.HasPrefix(kind, "web_search"), strings.HasPrefix(kind, "web_fetch"), kind == "builtin_function" && function == "$web_search":
+		case strings.HasPrefix(kind, "web_search"), strings.HasPrefix(kind, "web_fetch"),
+			kind == "builtin_function" && strings.EqualFold(function, "$web_search"):
 			r.need(policy.WebSearch)
 		case kind == "image_generation":
 			r.need(policy.ImageGeneration)
 		}
-		return nil
+		return err
 	})
 }
 
 // readModalities looks for answers that are not text.
-func (r *Request) readModalities(dec *jsontext.Decoder) error {
-	if dec.PeekKind() != '[' {
-		return dec.SkipValue()
-	}
-	return eachElement(dec, "modalities", func() error {
+func (r *reader) readModalities() error {
+	read := func() error {
 		modality := ""
-		if err := readString(dec, &modality); err != nil {
-			return err
-		}
-		switch modality {
+		err := r.readString(&modality)
+		switch strings.ToLower(modality) {
 		case "image":
 			r.need(policy.ImageGeneration)
 		case "audio":
 			r.need(policy.TextToSpeech)
 		}
-		return nil
+		return err
+	}
+	if r.dec.PeekKind() == '[' {
+		return r.eachElement(read)
+	}
+	return read()
+}
+
+// readPlugins looks for OpenRouter's web plugin.
+func (r *reader) readPlugins() error {
+	if r.dec.PeekKind() != '[' {
+		return r.dec.SkipValue()
+	}
+	return r.eachElement(func() error {
+		id := ""
+		err := r.ifObject(pluginFields, func(string) error { return r.readString(&id) })
+		if strings.EqualFold(id, "web") {
+			r.need(policy.WebSearch)
+		}
+		return err
 	})
 }
 
-// readSearch looks for the options by which various APIs turn web search on.
-func (r *Request) readSearch(dec *jsontext.Decoder, name string) error {
-	switch kind := dec.PeekKind(); {
-	case kind == 'n' || kind == 'f':
-		return dec.SkipValue()
-	case name == "web_search_options":
-		r.need(policy.WebSearch)
-	case name == "enable_search" && kind == 't':
-		r.need(policy.WebSearch)
-	case name == "plugins" && kind == '[':
-		return eachElement(dec, name, func() error {
-			if dec.PeekKind() != '{' {
-				return dec.SkipValue()
-			}
-			id := ""
-			err := eachField(dec, pluginFields, func(string) error { return readString(dec, &id) })
-			if id == "web" {
-				r.need(policy.WebSearch)
-			}
-			return err
-		})
-	case name == "search_parameters" && kind == '{':
+// readSearch looks at the options by which various APIs turn web search on: OpenAI's, xAI's, and those of others. What is not clearly off
+// is on.
+func (r *reader) readSearch(name string) error {
+	kind := r.dec.PeekKind()
+	switch {
+	case kind == 'n', name == fieldEnableSearch && kind == 'f':
+		return r.dec.SkipValue()
+	case name == fieldSearchParameters:
 		mode := ""
-		err := eachField(dec, searchFields, func(string) error { return readString(dec, &mode) })
+		err := r.ifObject(searchFields, func(string) error { return r.readString(&mode) })
 		if mode != "off" {
 			r.need(policy.WebSearch)
 		}
 		return err
 	}
-	return dec.SkipValue()
+	r.need(policy.WebSearch)
+	return r.dec.SkipValue()
+}
+
+// ifObject is eachField where there is an object. Any other value is skipped, and the provider will say what it thinks of it.
+func (r *reader) ifObject(fields []string, visit func(name string) error) error {
+	if r.dec.PeekKind() != '{' {
+		return r.dec.SkipValue()
+	}
+	return r.eachField(fields, visit)
 }
 
 // eachField walks an object and calls visit, which must read the value, for each of the fields named. It skips the others, and refuses a
 // name that differs from one of them in case only.
-func eachField(dec *jsontext.Decoder, fields []string, visit func(name string) error) error {
-	if _, err := dec.ReadToken(); err != nil { // {
+func (r *reader) eachField(fields []string, visit func(name string) error) error {
+	if _, err := r.dec.ReadToken(); err != nil { // {
 		return err
 	}
-	for dec.PeekKind() != '}' {
-		token, err := dec.ReadToken()
+	for r.dec.PeekKind() != '}' {
+		token, err := r.dec.ReadToken()
 		if err != nil {
 			return err
 		}
-		name, known := token.String(), ""
-		for _, field := range fields {
-			if name == field {
-				known = field
-				break
-			}
-			if strings.EqualFold(name, field) {
-				return formError(field, "the field %s differs from %q in upper and lower case: write %q", quote(name), field, field)
-			}
-		}
-		if known == "" {
-			err = dec.SkipValue()
+		name := token.String()
+		if slices.Contains(fields, name) {
+			err = visit(name)
 		} else {
-			err = visit(known)
+			if err := checkCase(name, fields); err != nil {
+				return err
+			}
+			err = r.dec.SkipValue()
 		}
 		if err != nil {
 			return err
 		}
 	}
-	_, err := dec.ReadToken() // }
+	_, err := r.dec.ReadToken() // }
 	return err
 }
 
-// eachElement walks an array; visit must read the element.
-func eachElement(dec *jsontext.Decoder, field string, visit func() error) error {
-	if dec.PeekKind() != '[' {
-		if err := dec.SkipValue(); err != nil {
-			return err
+// checkCase refuses a name that is one of the fields but for upper and lower case.
+func checkCase(name string, fields []string) error {
+	for _, field := range fields {
+		if strings.EqualFold(name, field) {
+			return formError(field, "the field %s differs from %q in upper and lower case: write %q", quote(name), field, field)
 		}
-		return formError(field, "the field %q must be a list", field)
 	}
-	if _, err := dec.ReadToken(); err != nil {
+	return nil
+}
+
+// eachElement walks an array; visit must read the element.
+func (r *reader) eachElement(visit func() error) error {
+	if _, err := r.dec.ReadToken(); err != nil { // [
 		return err
 	}
-	for dec.PeekKind() != ']' {
+	for r.dec.PeekKind() != ']' {
 		if err := visit(); err != nil {
 			return err
 		}
 	}
-	_, err := dec.ReadToken()
+	_, err := r.dec.ReadToken() // ]
 	return err
 }
 
 // readString reads a string; any other value is skipped, and the provider will say what it thinks of it.
-func readString(dec *jsontext.Decoder, into *string) error {
-	if dec.PeekKind() != '"' {
-		return dec.SkipValue()
+func (r *reader) readString(into *string) error {
+	if r.dec.PeekKind() != '"' {
+		return r.dec.SkipValue()
 	}
-	token, err := dec.ReadToken()
+	token, err := r.dec.ReadToken()
 	if err == nil {
 		*into = token.String()
 	}
 	return err
 }
 
-func readTrue(dec *jsontext.Decoder) (bool, error) {
-	on := dec.PeekKind() == 't'
-	return on, dec.SkipValue()
+// readSwitch reads true, false or null. Others are refused: some upstreams take "true" and 1 for true.
+func (r *reader) readSwitch(name string, into *bool) error {
+	switch r.dec.PeekKind() {
+	case 't':
+		*into = true
+	case 'f', 'n':
+	default:
+		return r.mustBe(name, "true or false")
+	}
+	return r.dec.SkipValue()
 }
 
+// readCount reads a whole number. null and what is below zero, which some upstreams take for "no limit", count as 0. Others are refused:
+// some upstreams take "100" for 100.
+func (r *reader) readCount(name string) (int64, error) {
+	switch r.dec.PeekKind() {
+	case 'n':
+		return 0, r.dec.SkipValue()
+	case '0':
+	default:
+		return 0, r.mustBe(name, "a whole number")
+	}
+	value, err := r.dec.ReadValue()
+	if err != nil {
+		return 0, err
+	}
+	count, ok := wholeNumber(string(value))
+	if !ok {
+		return 0, formError(name, "the field %q must be a whole number", name)
+	}
+	return count, nil
+}
+
+// wholeNumber reads a number, be it written as 1000, 1e3 or 1000.0. The result is 0 or more, and capped by what a float holds exactly.
+func wholeNumber(s string) (int64, bool) {
+	f, err := strconv.ParseFloat(s, 64)
+	if err != nil && !errors.Is(err, strconv.ErrRange) || f != math.Trunc(f) {
+		return 0, false
+	}
+	return int64(min(max(f, 0), 1<<53)), true
+}
+
+// mustBe skips a value, and says what it must be instead, unless it is not JSON to begin with.
+func (r *reader) mustBe(name, what string) error {
+	if err := r.dec.SkipValue(); err != nil {
+		return err
+	}
+	return formError(name, "the field %q must be %s", name, what)
+}
+
+// asFormError puts a syntax error into words.
 func asFormError(err error) error {
 	var form *FormError
 	if errors.As(err, &form) {
 		return form
 	}
-	return syntaxError(err)
-}
-
-func syntaxError(err error) error {
 	var syntactic *jsontext.SyntacticError
 	if !errors.As(err, &syntactic) {
-		return formError("", "the body is not valid JSON: %v", io.ErrUnexpectedEOF)
+		return formError("", "the body is not valid JSON: it ends before the object does")
 	}
+	pointer, at := syntactic.JSONPointer, syntactic.ByteOffset
 	switch {
 	case errors.Is(err, jsontext.ErrDuplicateName):
-		field := syntactic.JSONPointer.LastToken()
-		return formError(field, "the body holds the field %s twice: send it once", quote(field))
+		field := pointer.LastToken()
+		return formError(field, "the body holds the field %s twice, the second time at byte %d: send it once", quote(field), at)
 	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):
-		return formError("", "the body is not valid JSON: it ends at byte %d before the object does", syntactic.ByteOffset)
+		return formError("", "the body is not valid JSON: it ends at byte %d before the object does", at)
+	case strings.Count(string(pointer), "/") >= maxDepth:
+		return formError("", "the body nests more than %d levels deep, at byte %d: send a flatter one", maxDepth, at)
 	}
-	return formError("", "the body is not valid JSON, at byte %d: %s", syntactic.ByteOffset, quote(syntactic.Err.Error()))
+	return formError("", "the body is not valid JSON, at byte %d: %s", at, clip(syntactic.Err.Error(), 80))
 }
 
 // replaceModel puts another name in the model's place, and leaves every other byte as it is.
-func (r *Request) replaceModel(body []byte, upstream string) []byte {
-	name, err := json.Marshal(upstream)
-	if err != nil {
-		name = []byte(`""`) // cannot happen: a string always marshals
-	}
-	out := make([]byte, 0, len(body)+len(name))
+func (r *Request) replaceModel(body []byte, upstream string) ([]byte, error) {
+	out := make([]byte, 0, len(body)+len(upstream)+16)
 	out = append(out, body[:r.start]...)
-	out = append(out, name...)
-	return append(out, body[r.end:]...)
+	out, err := jsontext.AppendQuote(out, upstream)
+	if err != nil {
+		return nil, fmt.Errorf("quote upstream model: %w", err)
+	}
+	return append(out, body[r.end:]...), nil
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"mime"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/latchkey-dev/latchkey/internal/policy"
 )
@@ -11,18 +12,26 @@ import (
 // maxModelLength is the most bytes that a model's name can have; the API allows no longer ones.
 const maxModelLength = 253
 
+const (
+	mediaJSON      = "application/json"
+	mediaMultipart = "multipart/form-data"
+)
+
 // Request is what a body asks for.
 type Request struct {
 	Model        string
 	Capabilities policy.Capabilities // needed: the endpoint's, and what the body asks for besides
 	Stream       bool
+	IncludeUsage bool  // the stream shall end with its usage (stream_options.include_usage)
+	MaxTokens    int64 // the most tokens that one answer can hold, by the fields that the endpoint knows; 0: the body sets none
+	N            int64 // how many answers or images; 0: the body does not say
 
-	start, end int    // where the model's value stands in a JSON body, quotes included
-	parts      []part // of a multipart body
-	boundary   string
+	canonicalType bool   // the content type is application/json as it stands
+	start, end    int    // where the model's value stands in a JSON body, quotes included
+	form          []part // of a multipart body
 }
 
-// FormError says what is wrong with a body, and how to mend it.
+// FormError says what is wrong with a request's form, and how to mend it.
 type FormError struct {
 	Message string
 	Param   string // the field concerned; empty: none
@@ -32,10 +41,15 @@ type FormError struct {
 func (e *FormError) Error() string { return e.Message }
 
 func formError(param, format string, args ...any) *FormError {
-	return &FormError{Message: fmt.Sprintf(format, args...), Param: param}
+	return &FormError{Message: fmt.Sprintf(format, args...), Param: clip(param, 80)}
 }
 
-// Parse reads a body. contentEncoding must be empty or identity. Its errors are *FormError.
+func noModel() *FormError {
+	return formError(fieldModel, "the body names no model: add the field \"model\"; GET /v1/models lists yours")
+}
+
+// Parse reads a body. It does not change it, and what it returns does not hold on to it, but for a form's contents being copies. Its
+// errors are *FormError.
 func Parse(route Route, contentType, contentEncoding string, body []byte) (*Request, error) {
 	if contentEncoding != "" && !strings.EqualFold(contentEncoding, "identity") {
 		return nil, formError("", "the body has content-encoding %s, which this gateway does not read: send it uncompressed", quote(contentEncoding))
@@ -44,29 +58,33 @@ func Parse(route Route, contentType, contentEncoding string, body []byte) (*Requ
 	if err != nil {
 		return nil, err
 	}
-	isJSON := mediaType == "application/json" || (strings.HasPrefix(mediaType, "application/") && strings.HasSuffix(mediaType, "+json"))
-	isMultipart := mediaType == "multipart/form-data"
+	isJSON := mediaType == mediaJSON || (strings.HasPrefix(mediaType, "application/") && strings.HasSuffix(mediaType, "+json"))
+	isMultipart := mediaType == mediaMultipart
+	wanted := ""
 	switch route.Body {
 	case BodyNone:
 		return nil, formError("", "%s takes no body", route.Path)
 	case BodyJSON:
 		if !isJSON {
-			return nil, formError("", "the body must be JSON, with content-type application/json, not %s", quote(mediaType))
+			wanted = "JSON, with content-type application/json"
 		}
 	case BodyMultipart:
 		if !isMultipart {
-			return nil, formError("", "the body must be multipart/form-data, not %s", quote(mediaType))
+			wanted = mediaMultipart
 		}
 	case BodyEither:
 		if !isJSON && !isMultipart {
-			return nil, formError("", "the body must be application/json or multipart/form-data, not %s", quote(mediaType))
+			wanted = "application/json or multipart/form-data"
 		}
+	}
+	if wanted != "" {
+		return nil, formError("", "the body of %s must be %s, not %s", route.Path, wanted, quote(mediaType))
 	}
 	var req *Request
 	if isMultipart {
 		req, err = parseMultipart(params["boundary"], body)
 	} else {
-		if charset := params["charset"]; charset != "" && !strings.EqualFold(charset, "utf-8") {
+		if charset := params["charset"]; charset != "" && !strings.EqualFold(charset, "utf-8") && !strings.EqualFold(charset, "utf8") {
 			return nil, formError("", "the body has charset %s: JSON is sent as UTF-8", quote(charset))
 		}
 		req, err = parseJSON(route, body)
@@ -75,17 +93,18 @@ func Parse(route Route, contentType, contentEncoding string, body []byte) (*Requ
 		return nil, err
 	}
 	req.Capabilities |= policy.CapabilitiesOf(route.Capability)
+	req.canonicalType = contentType == mediaJSON
 	return req, nil
 }
 
 // mediaTypeOf reads a content type. A missing one counts as JSON, as the real APIs count it.
 func mediaTypeOf(contentType string) (string, map[string]string, error) {
-	if strings.TrimSpace(contentType) == "" {
-		return "application/json", nil, nil
+	if contentType == "" || contentType == mediaJSON {
+		return mediaJSON, nil, nil
 	}
 	mediaType, params, err := mime.ParseMediaType(contentType)
 	if err != nil {
-		return "", nil, formError("", "the content-type %s cannot be read: send application/json or multipart/form-data with a boundary", quote(contentType))
+		return "", nil, formError("", "the content-type %s cannot be read: send application/json, or multipart/form-data with a boundary", quote(contentType))
 	}
 	return mediaType, params, nil
 }
@@ -94,23 +113,27 @@ func mediaTypeOf(contentType string) (string, map[string]string, error) {
 func checkModel(model string) error {
 	switch {
 	case model == "":
-		return formError("model", "the model is empty: name one in the field \"model\"; GET /v1/models lists yours")
+		return formError(fieldModel, "the model is empty: name one in the field \"model\"; GET /v1/models lists yours")
 	case len(model) > maxModelLength:
-		return formError("model", "the model's name is longer than %d bytes", maxModelLength)
+		return formError(fieldModel, "the model's name is longer than %d bytes: name one that GET /v1/models lists", maxModelLength)
+	case !utf8.ValidString(model):
+		return formError(fieldModel, "the model's name is not UTF-8: name one that GET /v1/models lists")
 	}
 	return nil
 }
 
-var errNoModel = &FormError{Message: "the body names no model: add the field \"model\"; GET /v1/models lists yours", Param: "model"}
-
-// Forwarded is the body as the provider shall get it, with its own name for the model, and its content type where that has changed. A nil
-// body is the caller's, unchanged.
+// Forwarded is the body as the provider shall get it, with its own name for the model, and its content type where that has to change
+// (empty: it has not). A nil body is the caller's, unchanged. body is the one that was parsed.
 func (r *Request) Forwarded(body []byte, upstreamModel string) (changed []byte, contentType string, err error) {
-	if r.parts != nil {
-		return r.writeMultipart(upstreamModel)
+	if r.form != nil {
+		return r.writeMultipart(body, upstreamModel)
+	}
+	if !r.canonicalType {
+		contentType = mediaJSON
 	}
 	if upstreamModel == r.Model {
-		return nil, "", nil
+		return nil, contentType, nil
 	}
-	return r.replaceModel(body, upstreamModel), "", nil
+	changed, err = r.replaceModel(body, upstreamModel)
+	return changed, contentType, err
 }

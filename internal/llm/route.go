@@ -4,6 +4,8 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/latchkey-dev/latchkey/internal/policy"
 )
@@ -44,9 +46,29 @@ const (
 	BodyEither // JSON or multipart
 )
 
+// The canonical paths.
+const (
+	ChatCompletions     = "/v1/chat/completions"
+	Completions         = "/v1/completions"
+	Responses           = "/v1/responses"
+	Embeddings          = "/v1/embeddings"
+	Moderations         = "/v1/moderations"
+	ImagesGenerations   = "/v1/images/generations"
+	ImagesEdits         = "/v1/images/edits"
+	ImagesVariations    = "/v1/images/variations"
+	AudioSpeech         = "/v1/audio/speech"
+	AudioTranscriptions = "/v1/audio/transcriptions"
+	AudioTranslations   = "/v1/audio/translations"
+	Messages            = "/v1/messages"
+	CountTokens         = "/v1/messages/count_tokens"
+	Models              = "/v1/models"
+)
+
+const versionPrefix = "/v1/"
+
 // Endpoint is one of the APIs' operations.
 type Endpoint struct {
-	// Path is the canonical path, from /v1 on. A models/{id} has its prefix here, and the id in Route.ModelID.
+	// Path is the canonical path, one of the constants. A models/{id} has Models here, and the id in Route.ModelID.
 	Path       string
 	Method     string
 	Dialect    Dialect
@@ -55,22 +77,32 @@ type Endpoint struct {
 	Listing    bool // lists models; every key may
 }
 
-// The endpoints by their path behind /v1, without a slash before it.
-var endpoints = map[string]Endpoint{
-	"chat/completions":      {"/v1/chat/completions", http.MethodPost, OpenAI, policy.TextGeneration, BodyJSON, false},
-	"completions":           {"/v1/completions", http.MethodPost, OpenAI, policy.TextGeneration, BodyJSON, false},
-	"responses":             {"/v1/responses", http.MethodPost, OpenAI, policy.TextGeneration, BodyJSON, false},
-	"embeddings":            {"/v1/embeddings", http.MethodPost, OpenAI, policy.Embeddings, BodyJSON, false},
-	"moderations":           {"/v1/moderations", http.MethodPost, OpenAI, policy.TextGeneration, BodyJSON, false},
-	"images/generations":    {"/v1/images/generations", http.MethodPost, OpenAI, policy.ImageGeneration, BodyJSON, false},
-	"images/edits":          {"/v1/images/edits", http.MethodPost, OpenAI, policy.ImageGeneration, BodyEither, false},
-	"images/variations":     {"/v1/images/variations", http.MethodPost, OpenAI, policy.ImageGeneration, BodyMultipart, false},
-	"audio/speech":          {"/v1/audio/speech", http.MethodPost, OpenAI, policy.TextToSpeech, BodyJSON, false},
-	"audio/transcriptions":  {"/v1/audio/transcriptions", http.MethodPost, OpenAI, policy.SpeechToText, BodyMultipart, false},
-	"audio/translations":    {"/v1/audio/translations", http.MethodPost, OpenAI, policy.SpeechToText, BodyMultipart, false},
-	"messages":              {"/v1/messages", http.MethodPost, Anthropic, policy.TextGeneration, BodyJSON, false},
-	"messages/count_tokens": {"/v1/messages/count_tokens", http.MethodPost, Anthropic, policy.TextGeneration, BodyJSON, false},
-	"models":                {"/v1/models", http.MethodGet, OpenAI, 0, BodyNone, true},
+// endpointAt finds what is at a canonical path.
+func endpointAt(path string) (Endpoint, bool) {
+	post := func(d Dialect, c policy.Capability, b BodyKind) (Endpoint, bool) {
+		return Endpoint{Path: path, Method: http.MethodPost, Dialect: d, Capability: c, Body: b}, true
+	}
+	switch path {
+	case ChatCompletions, Completions, Responses, Moderations:
+		return post(OpenAI, policy.TextGeneration, BodyJSON)
+	case Embeddings:
+		return post(OpenAI, policy.Embeddings, BodyJSON)
+	case ImagesGenerations:
+		return post(OpenAI, policy.ImageGeneration, BodyJSON)
+	case ImagesEdits:
+		return post(OpenAI, policy.ImageGeneration, BodyEither)
+	case ImagesVariations:
+		return post(OpenAI, policy.ImageGeneration, BodyMultipart)
+	case AudioSpeech:
+		return post(OpenAI, policy.TextToSpeech, BodyJSON)
+	case AudioTranscriptions, AudioTranslations:
+		return post(OpenAI, policy.SpeechToText, BodyMultipart)
+	case Messages, CountTokens:
+		return post(Anthropic, policy.TextGeneration, BodyJSON)
+	case Models:
+		return Endpoint{Path: path, Method: http.MethodGet, Dialect: OpenAI, Body: BodyNone, Listing: true}, true
+	}
+	return Endpoint{}, false
 }
 
 // Route is where a request goes.
@@ -85,11 +117,15 @@ type UnknownPathError struct{ Path string }
 // Error says what there is instead.
 func (e *UnknownPathError) Error() string {
 	return "unknown path " + quote(e.Path) + ": this gateway has chat/completions, completions, responses, embeddings, moderations, images/*, audio/*, " +
-		"models, and Anthropic's messages and messages/count_tokens, each below /v1"
+		"models, and Anthropic's messages and messages/count_tokens, each below /v1 and without a slash at the end"
 }
 
 // MethodError says that the path is there, but not for this method.
-type MethodError struct{ Method, Path, Allow string }
+type MethodError struct {
+	Method string
+	Path   string // canonical
+	Allow  string // the methods that are allowed, as the header of that name wants them
+}
 
 // Error says which method is.
 func (e *MethodError) Error() string {
@@ -97,31 +133,37 @@ func (e *MethodError) Error() string {
 }
 
 // Match finds the route of a request. The path has no query; it is accepted with and without /v1 before it, since base URLs differ in
-// that. Its errors are *UnknownPathError and *MethodError.
+// that, but not with a slash at its end, as the real APIs refuse that too. HEAD goes where GET does. Its errors are *UnknownPathError and
+// *MethodError.
 func Match(method, path string) (Route, error) {
-	rest, ok := strings.CutPrefix(path, "/v1/")
-	if !ok {
-		rest, ok = strings.CutPrefix(path, "/")
-	}
-	if !ok {
-		return Route{}, &UnknownPathError{path}
+	canonical := path
+	if !strings.HasPrefix(path, versionPrefix) {
+		rest, ok := strings.CutPrefix(path, "/")
+		if !ok {
+			return Route{}, &UnknownPathError{path}
+		}
+		canonical = versionPrefix + rest
 	}
 	route := Route{}
-	if id, isModel := strings.CutPrefix(rest, "models/"); isModel && id != "" {
+	if id, isModel := strings.CutPrefix(canonical, Models+"/"); isModel && id != "" {
 		unescaped, err := url.PathUnescape(id)
 		if err != nil {
 			return Route{}, &UnknownPathError{path}
 		}
-		route.Endpoint, route.ModelID = endpoints["models"], unescaped
-	} else if route.Endpoint, ok = endpoints[rest]; !ok {
-		return Route{}, &UnknownPathError{path}
+		route.Endpoint, _ = endpointAt(Models)
+		route.ModelID = unescaped
+	} else {
+		var known bool
+		if route.Endpoint, known = endpointAt(canonical); !known {
+			return Route{}, &UnknownPathError{path}
+		}
 	}
 	if method != route.Method && (method != http.MethodHead || route.Method != http.MethodGet) {
 		allow := route.Method
 		if allow == http.MethodGet {
 			allow = "GET, HEAD"
 		}
-		return Route{}, &MethodError{method, route.Path, allow}
+		return Route{}, &MethodError{Method: method, Path: route.Path, Allow: allow}
 	}
 	return route, nil
 }
@@ -135,16 +177,25 @@ func IsAnthropicPath(path string) bool {
 	return rest == "/messages" || strings.HasPrefix(rest, "/messages/")
 }
 
-// quote shows what a caller sent, cut off where it gets long.
-func quote(s string) string {
-	const most = 80
-	if len(s) > most {
-		s = strings.ToValidUTF8(s[:most], "") + "…"
+// quote shows what a caller sent, cut off where it gets long, on one line.
+func quote(s string) string { return `"` + clip(s, 80) + `"` }
+
+func clip(s string, most int) string {
+	cut := len(s) > most
+	if cut {
+		for most > 0 && !utf8.RuneStart(s[most]) {
+			most--
+		}
+		s = s[:most]
 	}
-	return `"` + strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
+	s = strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
 			return '?'
 		}
-		return r
-	}, s) + `"`
+		return r // what is not UTF-8 becomes U+FFFD
+	}, s)
+	if cut {
+		s += "…"
+	}
+	return s
 }
