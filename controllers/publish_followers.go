@@ -186,7 +186,7 @@ func (f *Followers) Start(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
-			f.withdraw()
+			f.withdraw(context.WithoutCancel(ctx))
 			return nil
 		case <-f.Tracker.Changed():
 		case <-f.changed:
@@ -308,8 +308,8 @@ func (f *Followers) send(ctx context.Context, r report) error {
 }
 
 // withdraw removes the report at shutdown, so that nobody waits for this replica's enforcers. If it fails, the Lease runs out.
-func (f *Followers) withdraw() {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+func (f *Followers) withdraw(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	lease := &coordinationv1.Lease{}
 	lease.Name, lease.Namespace = f.leaseName(), f.Namespace

@@ -18,7 +18,7 @@ func TestFreePortsDifferAndCanBeListenedOn(t *testing.T) {
 			t.Fatalf("port %d came twice, or from outside the range", port)
 		}
 		seen[port] = true
-		ln, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(port)) //nolint:noctx // closed at once
+		ln, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(port))
 		if err != nil {
 			t.Fatal(err)
 		}
