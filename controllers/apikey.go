@@ -83,7 +83,7 @@ func (r *APIKeyReconciler) Reconcile(ctx context.Context, req ctrl.Request) (_ c
 	}
 	s.status = s.key.Status.DeepCopy()
 	if err := addFinalizer(ctx, r.Client, s.key, v1alpha1.FinalizerAPIKey); err != nil {
-		return ctrl.Result{}, err
+		return retryOnRace(err) // nothing is minted that would not be cleaned up
 	}
 	for _, step := range []func(context.Context, *keyScope) error{r.gather, r.mint, r.adopt, r.reveal, r.findElder} {
 		if err = step(ctx, s); err != nil {
@@ -254,9 +254,6 @@ func addFinalizer(ctx context.Context, c client.Client, obj client.Object, final
 	updated := obj.DeepCopyObject().(client.Object)
 	controllerutil.AddFinalizer(updated, finalizer)
 	if err := c.Patch(ctx, updated, client.MergeFromWithOptions(obj, client.MergeFromWithOptimisticLock{})); err != nil {
-		if isRace(err) {
-			return nil // another event follows
-		}
 		return fmt.Errorf("add finalizer to %s: %w", obj.GetName(), err)
 	}
 	obj.SetFinalizers(updated.GetFinalizers())

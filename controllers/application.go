@@ -64,7 +64,7 @@ func (r *ApplicationReconciler) Reconcile(ctx context.Context, req ctrl.Request)
 	}
 	if !deleting {
 		if err := addFinalizer(ctx, r.Client, app, v1alpha1.FinalizerApplication); err != nil {
-			return ctrl.Result{}, err
+			return retryOnRace(err)
 		}
 	}
 	status := app.Status.DeepCopy()
