@@ -56,8 +56,7 @@ func modelNotFound(name string) *refusal {
 }
 
 func pathRefusal(err error) *refusal {
-	var method *llm.MethodError
-	if errors.As(err, &method) {
+	if method, ok := errors.AsType[*llm.MethodError](err); ok {
 		return &refusal{status: http.StatusMethodNotAllowed, reason: "method_not_allowed", message: err.Error(), allow: method.Allow}
 	}
 	return &refusal{status: http.StatusNotFound, reason: "unknown_path", message: err.Error()}
@@ -65,8 +64,7 @@ func pathRefusal(err error) *refusal {
 
 func formRefusal(err error) *refusal {
 	r := &refusal{status: http.StatusBadRequest, reason: "bad_request", message: err.Error()}
-	var form *llm.FormError
-	if errors.As(err, &form) {
+	if form, ok := errors.AsType[*llm.FormError](err); ok {
 		r.param = form.Param
 	}
 	return r

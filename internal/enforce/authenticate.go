@@ -54,7 +54,10 @@ func (x *Exchange) look(now time.Time) *refusal {
 	case k.ExpiredAt(now):
 		return unauthenticated("api_key_expired", "api_key_expired",
 			"the API key "+x.prefix()+"… expired at "+k.Expires.UTC().Format(time.RFC3339)+": use another, or have its expiration moved")
-	case app == nil || app.State != policy.StateEnabled:
+	case app == nil:
+		return unauthenticated("application_disabled", "application_disabled",
+			"the application "+shown(k.Application)+" of the API key "+x.prefix()+"… is not there: whoever manages the key has to create it")
+	case app.State != policy.StateEnabled:
 		return unauthenticated("application_disabled", "application_disabled",
 			"the application "+shown(k.Application)+" of the API key "+x.prefix()+"…"+disabled)
 	}

@@ -92,6 +92,7 @@ type Engine struct {
 	table    *Table
 	observer Observer
 	now      func() time.Time
+	parser   llm.Parser
 }
 
 // New makes an engine. All options are required.
@@ -185,7 +186,7 @@ func (x *Exchange) decide(body []byte, now time.Time) (*Forward, *Answer) {
 	if !ok || !okToo {
 		return nil, x.refuse(badRequest("bad_request", "", "the request has several content-type or content-encoding headers: send each once"))
 	}
-	request, err := llm.Parse(x.route, contentType, encoding, body)
+	request, err := x.engine.parser.Parse(x.route, contentType, encoding, body)
 	if err != nil {
 		return nil, x.refuse(formRefusal(err))
 	}
@@ -195,14 +196,18 @@ func (x *Exchange) decide(body []byte, now time.Time) (*Forward, *Answer) {
 	if refusal := x.chooseModel(request); refusal != nil {
 		return nil, x.refuse(refusal)
 	}
-	if bytes.Contains(body, []byte(x.plaintext.Reveal())) {
-		return nil, x.refuse(badRequest("key_in_body", "",
-			"the body holds the API key itself, which must not get to a provider: take it out of the body, and consider the key leaked"))
-	}
 	changed, newType, err := request.Forwarded(body, x.model.UpstreamName)
 	if err != nil {
 		return nil, x.refuse(&refusal{status: http.StatusInternalServerError, kind: kindServer, retry: retryNever, reason: "internal_error",
 			message: "the gateway could not write the request anew for the provider; it was not forwarded"})
+	}
+	sent := body
+	if changed != nil {
+		sent = changed
+	}
+	if bytes.Contains(sent, []byte(x.plaintext.Reveal())) {
+		return nil, x.refuse(badRequest("key_in_body", "",
+			"the body holds the API key itself, which must not get to a provider: take it out of the body, and consider the key leaked"))
 	}
 	forward := &Forward{Provider: x.model.Provider, Path: x.route.Path + x.query, Remove: x.strip(), Body: changed}
 	if newType != "" {

@@ -102,6 +102,18 @@ func TestForwardOfAForm(t *testing.T) {
 	}
 }
 
+func TestNameThatCannotBeWritten(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	if err := w.table.Apply(&policy.Delta{Models: []*policy.Model{model("gpt", policy.FormatOpenAI, "\xff", policy.TextGeneration)}}); err != nil {
+		t.Fatal(err)
+	}
+	a := w.refused(t, call{key: keyGood, body: chat("gpt")})
+	if a.Status != 500 || !strings.Contains(string(a.Body), "server_error") || valueOf(a.Headers, "x-should-retry") != "false" {
+		t.Errorf("%d %v %s", a.Status, a.Headers, a.Body)
+	}
+}
+
 func TestForwardDoesNotShareItsHeaders(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

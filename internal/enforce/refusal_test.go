@@ -16,7 +16,7 @@ import (
 
 // refusals are what can be refused, in the order of a golden file: for each, its status, and OpenAI's code, OpenAI's param and Anthropic's type
 // as the table of errors on the wire has them.
-func refusals() []struct {
+func refusals(good string) []struct {
 	name                  string
 	call                  call
 	status                int
@@ -71,6 +71,9 @@ func refusals() []struct {
 		{"two content-types", call{key: keyGood, headers: []string{"content-type", "application/json", "content-type", "text/plain"}, body: body}, 400, "", "", "invalid_request_error", "content-type"},
 		{"compressed body", call{key: keyGood, headers: []string{"content-encoding", "gzip"}, body: body}, 400, "", "", "invalid_request_error", "uncompressed"},
 		{"key in the body", call{key: keyGood, body: `{"model":"gpt","user":"{good}"}`}, 400, "", "", "invalid_request_error", "take it out"},
+		{"key in a form's encoded file name", call{key: keyGood, path: "/v1/images/edits", headers: []string{"content-type", "multipart/form-data; boundary=b"},
+			body: "--b\r\nContent-Disposition: form-data; name=model\r\n\r\npaint\r\n" +
+				"--b\r\nContent-Disposition: form-data; name=image; filename*=utf-8''%6ck_" + good[3:] + "\r\n\r\nx\r\n--b--"}, 400, "", "", "invalid_request_error", "take it out"},
 		{"form that is cut off", call{key: keyGood, path: "/v1/audio/transcriptions", headers: []string{"content-type", "multipart/form-data; boundary=b"}, body: "--b\r\n"}, 400, "", "", "invalid_request_error", "last boundary"},
 	}
 }
@@ -79,7 +82,7 @@ func TestRefusalsInBothDialects(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	var golden strings.Builder
-	for _, tc := range refusals() {
+	for _, tc := range refusals(w.keys[keyGood]) {
 		for _, dialect := range []string{"openai", "anthropic"} {
 			c := tc.call
 			if strings.Contains(c.path, "/messages") && dialect == "openai" {

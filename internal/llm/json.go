@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -31,6 +30,8 @@ const (
 	fieldEnableSearch        = "enable_search"
 	fieldSearchParameters    = "search_parameters"
 	fieldPlugins             = "plugins"
+	fieldModels              = "models"
+	fieldFallbacks           = "fallbacks"
 )
 
 // The fields that are read of each object. A name that differs from one of these in case only is refused: some upstreams would take it.
@@ -38,6 +39,7 @@ var (
 	requestFields = []string{
 		fieldModel, fieldStream, fieldStreamOptions, fieldMaxTokens, fieldMaxCompletionTokens, fieldMaxOutputTokens, fieldN, fieldBackground,
 		fieldTools, fieldModalities, fieldWebSearchOptions, fieldEnableSearch, fieldSearchParameters, fieldPlugins,
+		fieldModels, fieldFallbacks,
 	}
 	streamFields = []string{"include_usage"}
 	toolFields   = []string{"type", "function"}
@@ -51,12 +53,37 @@ const maxDepth = 10_000
 
 const byteOrderMark = "\xef\xbb\xbf"
 
+// reader reads one body at a time.
+type reader struct {
+	dec  jsontext.Decoder
+	src  bytes.Buffer // what dec reads: the body itself, not a copy
+	path string       // the endpoint's
+	req  *Request
+}
+
+// begin makes the body what the reader reads. With nil it lets go of the one before.
+func (r *reader) begin(path string, body []byte) {
+	r.path, r.req, r.src = path, nil, *bytes.NewBuffer(body)
+	r.dec.Reset(&r.src)
+}
+
 // parseJSON reads a JSON body.
-func parseJSON(route Route, body []byte) (*Request, error) {
+func (p *Parser) parseJSON(route Route, body []byte) (*Request, error) {
 	if bytes.HasPrefix(body, []byte(byteOrderMark)) {
 		return nil, formError("", "the body begins with a byte order mark, which JSON does not have: send it without")
 	}
-	r := reader{dec: jsontext.NewDecoder(bytes.NewBuffer(body)), path: route.Path, req: &Request{}}
+	r, ok := p.readers.Get().(*reader)
+	if !ok {
+		r = &reader{}
+	}
+	r.begin(route.Path, body)
+	req, err := r.read()
+	r.begin("", nil)
+	p.readers.Put(r)
+	return req, err
+}
+
+func (r *reader) read() (*Request, error) {
 	switch r.dec.PeekKind() {
 	case '{':
 	case jsontext.KindInvalid:
@@ -66,8 +93,9 @@ func parseJSON(route Route, body []byte) (*Request, error) {
 		}
 		return nil, asFormError(err)
 	default:
-		return nil, formError("", "the body must be a JSON object, with the fields of %s", route.Path)
+		return nil, formError("", "the body must be a JSON object, with the fields of %s", r.path)
 	}
+	r.req = &Request{}
 	if err := r.eachField(requestFields, r.readField); err != nil {
 		return nil, asFormError(err)
 	}
@@ -79,13 +107,6 @@ func parseJSON(route Route, body []byte) (*Request, error) {
 		return nil, noModel()
 	}
 	return r.req, nil
-}
-
-// reader reads one body.
-type reader struct {
-	dec  *jsontext.Decoder
-	path string // the endpoint's
-	req  *Request
 }
 
 func (r *reader) readField(name string) error {
@@ -117,6 +138,12 @@ func (r *reader) readField(name string) error {
 		return r.readTools()
 	case fieldModalities:
 		return r.readModalities()
+	case fieldModels, fieldFallbacks:
+		// Some providers answer with one of these in place of "model", which would go round the key's scope and its price.
+		if r.dec.PeekKind() != 'n' {
+			return formError(name, "the field \"%s\" names other models to fall back on, which this gateway does not allow: name one in \"model\"", name)
+		}
+		return r.dec.SkipValue()
 	case fieldPlugins:
 		return r.readPlugins()
 	}
@@ -254,18 +281,23 @@ func (r *reader) eachField(fields []string, visit func(name string) error) error
 		return err
 	}
 	for r.dec.PeekKind() != '}' {
-		token, err := r.dec.ReadToken()
+		raw, err := r.dec.ReadValue()
 		if err != nil {
 			return err
 		}
-		name := token.String()
-		if slices.Contains(fields, name) {
-			err = visit(name)
-		} else {
-			if err := checkCase(name, fields); err != nil {
+		name := raw[1 : len(raw)-1]
+		if bytes.IndexByte(name, '\\') >= 0 {
+			if name, err = jsontext.AppendUnquote(nil, raw); err != nil {
 				return err
 			}
+		}
+		field, err := fieldOf(name, fields)
+		switch {
+		case err != nil:
+		case field == "":
 			err = r.dec.SkipValue()
+		default:
+			err = visit(field)
 		}
 		if err != nil {
 			return err
@@ -275,14 +307,19 @@ func (r *reader) eachField(fields []string, visit func(name string) error) error
 	return err
 }
 
-// checkCase refuses a name that is one of the fields but for upper and lower case.
-func checkCase(name string, fields []string) error {
+// fieldOf is the one of the fields that has the name, or empty. It refuses a name that is one of them but for upper and lower case.
+func fieldOf(name []byte, fields []string) (string, error) {
 	for _, field := range fields {
-		if strings.EqualFold(name, field) {
-			return formError(field, "the field %s differs from %q in upper and lower case: write %q", quote(name), field, field)
+		if string(name) == field {
+			return field, nil
 		}
 	}
-	return nil
+	for _, field := range fields {
+		if bytes.EqualFold(name, []byte(field)) {
+			return "", formError(field, "the field %s differs from %q in upper and lower case: write %q", quote(string(name)), field, field)
+		}
+	}
+	return "", nil
 }
 
 // eachElement walks an array; visit must read the element.
@@ -363,12 +400,11 @@ func (r *reader) mustBe(name, what string) error {
 
 // asFormError puts a syntax error into words.
 func asFormError(err error) error {
-	var form *FormError
-	if errors.As(err, &form) {
+	if form, ok := errors.AsType[*FormError](err); ok {
 		return form
 	}
-	var syntactic *jsontext.SyntacticError
-	if !errors.As(err, &syntactic) {
+	syntactic, ok := errors.AsType[*jsontext.SyntacticError](err)
+	if !ok {
 		return formError("", "the body is not valid JSON: it ends before the object does")
 	}
 	pointer, at := syntactic.JSONPointer, syntactic.ByteOffset

@@ -4,11 +4,14 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"go.uber.org/goleak"
 
 	"github.com/latchkey-dev/latchkey/internal/policy"
 )
@@ -21,6 +24,9 @@ func routeTo(t testing.TB, path string) Route {
 	}
 	return route
 }
+
+// parser is one for all tests, so that they meet what other bodies have left in it.
+var parser Parser
 
 // wantFormError checks that an error is a FormError about the field that says all of the words.
 func wantFormError(t *testing.T, err error, param string, says ...string) {
@@ -109,11 +115,11 @@ func TestParseJSONRefuses(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			_, err := Parse(routeTo(t, ChatCompletions), "application/json", "", []byte(tc.body))
+			_, err := parser.Parse(routeTo(t, ChatCompletions), "application/json", "", []byte(tc.body))
 			wantFormError(t, err, tc.param, tc.says...)
 		})
 	}
-	if _, err := Parse(routeTo(t, ChatCompletions), "application/json", "", []byte(nested(9_000))); err != nil {
+	if _, err := parser.Parse(routeTo(t, ChatCompletions), "application/json", "", []byte(nested(9_000))); err != nil {
 		t.Errorf("what does not nest too deep: %v", err)
 	}
 }
@@ -192,7 +198,7 @@ func TestParseJSONReads(t *testing.T) {
 				`{"model":"a\"\u00e9/b"` + tc.body + `}`,
 				" {" + strings.TrimPrefix(strings.TrimSpace(tc.body+`,"model" : "a\"é\/b"`), ",") + "}\n",
 			} {
-				got, err := Parse(routeTo(t, path), "application/json", "", []byte(body))
+				got, err := parser.Parse(routeTo(t, path), "application/json", "", []byte(body))
 				if err != nil {
 					t.Fatalf("%s: %v", body, err)
 				}
@@ -207,8 +213,23 @@ func TestParseJSONReads(t *testing.T) {
 func TestBackgroundResponsesAreRefused(t *testing.T) {
 	t.Parallel()
 	for _, body := range []string{`{"background":true,"model":"m"}`, `{"model":"m","background":"true"}`} {
-		_, err := Parse(routeTo(t, Responses), "application/json", "", []byte(body))
+		_, err := parser.Parse(routeTo(t, Responses), "application/json", "", []byte(body))
 		wantFormError(t, err, "background")
+	}
+}
+
+func TestModelsToFallBackOnAreRefused(t *testing.T) {
+	t.Parallel()
+	for body, param := range map[string]string{
+		`{"model":"m","models":["m","gpt-5"]}`:       "models",
+		`{"model":"m","models":"gpt-5"}`:             "models",
+		`{"model":"m","fallbacks":[{"model":"m2"}]}`: "fallbacks",
+	} {
+		_, err := parser.Parse(routeTo(t, ChatCompletions), "application/json", "", []byte(body))
+		wantFormError(t, err, param, "name one in")
+	}
+	if _, err := parser.Parse(routeTo(t, ChatCompletions), "application/json", "", []byte(`{"model":"m","models":null}`)); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -227,7 +248,7 @@ func TestReplacedModelLeavesTheRest(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			body := []byte(tc.body)
-			req, err := Parse(routeTo(t, ChatCompletions), "application/json", "", body)
+			req, err := parser.Parse(routeTo(t, ChatCompletions), "application/json", "", body)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -248,7 +269,7 @@ func TestReplacedModelLeavesTheRest(t *testing.T) {
 func TestUpstreamNameThatIsNotUTF8(t *testing.T) {
 	t.Parallel()
 	body := []byte(`{"model":"m"}`)
-	req, err := Parse(routeTo(t, ChatCompletions), "application/json", "", body)
+	req, err := parser.Parse(routeTo(t, ChatCompletions), "application/json", "", body)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -293,7 +314,7 @@ func TestContentTypes(t *testing.T) {
 			t.Parallel()
 			endpoint, _ := endpointAt(tc.path)
 			body := []byte(`{"model":"m"}`)
-			req, err := Parse(Route{Endpoint: endpoint}, tc.contentType, tc.encoding, body)
+			req, err := parser.Parse(Route{Endpoint: endpoint}, tc.contentType, tc.encoding, body)
 			if tc.refused {
 				wantFormError(t, err, "", tc.want)
 				return
@@ -306,6 +327,30 @@ func TestContentTypes(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A parser goes on reading well, also from several goroutines, behind bodies that it gave up on.
+func TestParserIsNotSpoiled(t *testing.T) {
+	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
+	var p Parser
+	route := routeTo(t, ChatCompletions)
+	bad := []string{``, `{`, `{"model":"m","a":{"b":[{`, `{"model":"m","model":"m"}`, `{"model":"m"}{`, `{"model":"m","x":` + strings.Repeat(`{"a":`, 20_000)}
+	var readers sync.WaitGroup
+	for i := range 4 {
+		readers.Go(func() {
+			want := fmt.Sprintf("model-%d", i)
+			for _, body := range bad {
+				if req, err := p.Parse(route, "application/json", "", []byte(body)); err == nil {
+					t.Errorf("%.40s: read %+v", body, req)
+				}
+				req, err := p.Parse(route, "application/json", "", []byte(`{"x":{"model":1},"model":"`+want+`"}`))
+				if err != nil || req.Model != want || req.Stream || req.Capabilities != policy.CapabilitiesOf(policy.TextGeneration) {
+					t.Errorf("behind %.40s: read %+v, %v", body, req, err)
+				}
+			}
+		})
+	}
+	readers.Wait()
 }
 
 // lenient is how a provider could read a request that is written in Go.
@@ -326,7 +371,7 @@ func FuzzParseJSON(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, body []byte, upstream string) {
 		before := bytes.Clone(body)
-		req, err := Parse(routeTo(t, ChatCompletions), "application/json", "", body)
+		req, err := parser.Parse(routeTo(t, ChatCompletions), "application/json", "", body)
 		if !bytes.Equal(before, body) {
 			t.Fatalf("the body was changed from %q to %q", before, body)
 		}
@@ -366,7 +411,7 @@ func FuzzParseJSON(f *testing.F) {
 			t.Fatalf("more than the model was changed:\n%s", diff)
 		}
 		if upstream != "" && len(upstream) <= maxModelLength {
-			again, err := Parse(routeTo(t, ChatCompletions), "application/json", "", changed)
+			again, err := parser.Parse(routeTo(t, ChatCompletions), "application/json", "", changed)
 			if err != nil || again.Model != upstream || again.Capabilities != req.Capabilities {
 				t.Fatalf("what is forwarded reads as %v, %v", again, err)
 			}

@@ -49,7 +49,7 @@ func parseMultipart(boundary string, body []byte) (*Request, error) {
 	var read []string // those of formFields that there have been
 	for {
 		raw, err := reader.NextRawPart()
-		if err == io.EOF && ended(body, boundary) { // wrapped, it says that the form was cut off
+		if errors.Is(err, io.EOF) && ended(body, boundary) {
 			break
 		}
 		if err != nil {
@@ -137,8 +137,8 @@ func plain(name string) bool {
 
 // readPart takes from a part what is known of its name.
 func (r *Request) readPart(p *part, header textproto.MIMEHeader, read *[]string) error {
-	if !slices.Contains(formFields, p.name) {
-		return checkCase(p.name, formFields)
+	if field, err := fieldOf([]byte(p.name), formFields); field == "" {
+		return err
 	}
 	if slices.Contains(*read, p.name) {
 		return formError(p.name, "the form holds the field %q twice: send it once", p.name)

@@ -26,11 +26,11 @@ func formOf(parts ...string) []byte {
 	return []byte(form.String() + "--b--\r\n")
 }
 
-func fieldOf(name, value string) string {
+func textPart(name, value string) string {
 	return fmt.Sprintf("Content-Disposition: form-data; name=%q\r\n\r\n%s", name, value)
 }
 
-const fileOf = "Content-Disposition: form-data; name=\"file\"; filename=\"a.wav\"\r\nContent-Type: audio/wav\r\n\r\nRIFF\x00\xff\r\n\n--\r\n--c"
+const filePart = "Content-Disposition: form-data; name=\"file\"; filename=\"a.wav\"\r\nContent-Type: audio/wav\r\n\r\nRIFF\x00\xff\r\n\n--\r\n--c"
 
 // formPart is a part as a provider reads it.
 type formPart struct {
@@ -49,7 +49,7 @@ func read(t testing.TB, contentType string, body []byte) []formPart {
 	var parts []formPart
 	for {
 		p, err := reader.NextRawPart()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return parts
 		}
 		if err != nil {
@@ -75,19 +75,19 @@ func TestMultipartIsWrittenAnew(t *testing.T) {
 		n    int64
 		on   bool
 	}{
-		"a file and a model": {body: formOf(fileOf, fieldOf("model", "m")), want: []formPart{wav, plainField("model", "upstream")}},
+		"a file and a model": {body: formOf(filePart, textPart("model", "m")), want: []formPart{wav, plainField("model", "upstream")}},
 		"a model first, in other words": {
-			body: formOf("content-type: text/plain; charset=utf-16\r\ncontent-disposition: FORM-DATA; name=model\r\nX-Other: x\r\n\r\nm", fileOf),
+			body: formOf("content-type: text/plain; charset=utf-16\r\ncontent-disposition: FORM-DATA; name=model\r\nX-Other: x\r\n\r\nm", filePart),
 			want: []formPart{plainField("model", "upstream"), wav},
 		},
 		"fields that are read": {
-			body: formOf(fieldOf("stream", "True"), fieldOf("model", "m"), fieldOf("n", "4"), fieldOf("timestamp_granularities[]", "word"), fieldOf("timestamp_granularities[]", "segment")),
+			body: formOf(textPart("stream", "True"), textPart("model", "m"), textPart("n", "4"), textPart("timestamp_granularities[]", "word"), textPart("timestamp_granularities[]", "segment")),
 			want: []formPart{plainField("stream", "True"), plainField("model", "upstream"), plainField("n", "4"),
 				plainField("timestamp_granularities[]", "word"), plainField("timestamp_granularities[]", "segment")},
 			n: 4, on: true,
 		},
 		"what is before and behind is dropped": {
-			body: []byte("preamble\r\n--bb\r\n" + string(formOf(fieldOf("model", "m"))) + "--b\r\n" + fieldOf("model", "n") + "\r\n--b--"),
+			body: []byte("preamble\r\n--bb\r\n" + string(formOf(textPart("model", "m"))) + "--b\r\n" + textPart("model", "n") + "\r\n--b--"),
 			want: []formPart{plainField("model", "upstream")},
 		},
 		"line feeds alone": {
@@ -95,32 +95,32 @@ func TestMultipartIsWrittenAnew(t *testing.T) {
 			want: []formPart{plainField("model", "upstream")},
 		},
 		"a file's name that could be read in two ways": {
-			body: formOf(fieldOf("model", "m"), "Content-Disposition: form-data; name=\"file\"; filename=\"a\\\"; name=\\\"model\"\r\n\r\nx"),
+			body: formOf(textPart("model", "m"), "Content-Disposition: form-data; name=\"file\"; filename=\"a\\\"; name=\\\"model\"\r\n\r\nx"),
 			want: []formPart{plainField("model", "upstream"),
 				{map[string][]string{"Content-Disposition": {`form-data; name="file"; filename="a__ name=_model"`}}, "x"}},
 		},
 		"a file's name in another alphabet": {
-			body: formOf(fieldOf("model", "m"), "Content-Disposition: form-data; name=\"file\"; filename*=utf-8''%C3%A4%0D.wav\r\n\r\nx"),
+			body: formOf(textPart("model", "m"), "Content-Disposition: form-data; name=\"file\"; filename*=utf-8''%C3%A4%0D.wav\r\n\r\nx"),
 			want: []formPart{plainField("model", "upstream"),
 				{map[string][]string{"Content-Disposition": {`form-data; name="file"; filename="ä_.wav"`}}, "x"}},
 		},
 		"an encoding that is none": {
-			body: formOf("Content-Transfer-Encoding: Binary\r\n"+fileOf, fieldOf("model", "m")),
+			body: formOf("Content-Transfer-Encoding: Binary\r\n"+filePart, textPart("model", "m")),
 			want: []formPart{wav, plainField("model", "upstream")},
 		},
 		"what some parsers would take for the boundary": {
-			body: formOf(fieldOf("prompt", "x\n--b\nContent-Disposition: form-data; name=\"model\"\n\nn\n--bc\r\n--bd"), fieldOf("model", "m")),
+			body: formOf(textPart("prompt", "x\n--b\nContent-Disposition: form-data; name=\"model\"\n\nn\n--bc\r\n--bd"), textPart("model", "m")),
 			want: []formPart{plainField("prompt", "x\n--b\nContent-Disposition: form-data; name=\"model\"\n\nn\n--bc\r\n--bd"), plainField("model", "upstream")},
 		},
 		"empty contents": {
-			body: formOf(fieldOf("prompt", ""), fieldOf("model", "m"), fieldOf("stream", ""), fieldOf("n", "")),
+			body: formOf(textPart("prompt", ""), textPart("model", "m"), textPart("stream", ""), textPart("n", "")),
 			want: []formPart{plainField("prompt", ""), plainField("model", "upstream"), plainField("stream", ""), plainField("n", "")},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			before := bytes.Clone(tc.body)
-			req, err := Parse(routeTo(t, ImagesEdits), formType, "", tc.body)
+			req, err := parser.Parse(routeTo(t, ImagesEdits), formType, "", tc.body)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -146,10 +146,10 @@ func TestMultipartIsWrittenAnew(t *testing.T) {
 
 func TestMultipartRefuses(t *testing.T) {
 	t.Parallel()
-	model := fieldOf("model", "m")
+	model := textPart("model", "m")
 	many := make([]string, maxParts+1)
 	for i := range many {
-		many[i] = fieldOf("x", "")
+		many[i] = textPart("x", "")
 	}
 	for name, tc := range map[string]struct {
 		body  []byte
@@ -164,42 +164,42 @@ func TestMultipartRefuses(t *testing.T) {
 		"cut off in a content":            {[]byte("--b\r\n" + model), "", []string{"ends before its last boundary"}},
 		"cut off in a header":             {[]byte("--b\r\nContent-Disp"), "", []string{"not valid"}},
 		"no parts":                        {[]byte("--b--\r\n"), "model", []string{"names no model"}},
-		"no model":                        {formOf(fileOf), "model", []string{"names no model"}},
-		"two models":                      {formOf(model, fieldOf("model", "n")), "model", []string{"twice"}},
+		"no model":                        {formOf(filePart), "model", []string{"names no model"}},
+		"two models":                      {formOf(model, textPart("model", "n")), "model", []string{"twice"}},
 		"the same model twice":            {formOf(model, model), "model", []string{"twice"}},
-		"an empty model":                  {formOf(fieldOf("model", "")), "model", []string{"empty"}},
-		"a model that is too long":        {formOf(fieldOf("model", strings.Repeat("m", 254))), "model", []string{"longer than 253"}},
-		"a model that is not UTF-8":       {formOf(fieldOf("model", "\xff")), "model", []string{"UTF-8"}},
+		"an empty model":                  {formOf(textPart("model", "")), "model", []string{"empty"}},
+		"a model that is too long":        {formOf(textPart("model", strings.Repeat("m", 254))), "model", []string{"longer than 253"}},
+		"a model that is not UTF-8":       {formOf(textPart("model", "\xff")), "model", []string{"UTF-8"}},
 		"a model in a file":               {formOf("Content-Disposition: form-data; name=model; filename=\"\"\r\n\r\nm"), "model", []string{"plain text"}},
 		"a model in base64":               {formOf("Content-Transfer-Encoding: base64\r\nContent-Disposition: form-data; name=model\r\n\r\nbQ=="), "model", []string{"base64"}},
 		"a model with an encoding":        {formOf("Content-Transfer-Encoding: 8bit\r\nContent-Disposition: form-data; name=model\r\n\r\nm"), "model", []string{"plain text"}},
-		"a file in quoted-printable":      {formOf(model, "Content-Transfer-Encoding: quoted-printable\r\n"+fileOf), "file", []string{"quoted-printable", "as they are"}},
-		"Model":                           {formOf(model, fieldOf("Model", "n")), "model", []string{`"Model"`, "upper and lower case"}},
-		"STREAM":                          {formOf(model, fieldOf("STREAM", "true")), "stream", []string{"upper and lower case"}},
-		"stream twice":                    {formOf(model, fieldOf("stream", "true"), fieldOf("stream", "false")), "stream", []string{"twice"}},
-		"stream in words":                 {formOf(model, fieldOf("stream", "yes")), "stream", []string{"true or false"}},
-		"n in words":                      {formOf(model, fieldOf("n", "two")), "n", []string{"whole number"}},
-		"n that is no number":             {formOf(model, fieldOf("n", "nan")), "n", []string{"whole number"}},
+		"a file in quoted-printable":      {formOf(model, "Content-Transfer-Encoding: quoted-printable\r\n"+filePart), "file", []string{"quoted-printable", "as they are"}},
+		"Model":                           {formOf(model, textPart("Model", "n")), "model", []string{`"Model"`, "upper and lower case"}},
+		"STREAM":                          {formOf(model, textPart("STREAM", "true")), "stream", []string{"upper and lower case"}},
+		"stream twice":                    {formOf(model, textPart("stream", "true"), textPart("stream", "false")), "stream", []string{"twice"}},
+		"stream in words":                 {formOf(model, textPart("stream", "yes")), "stream", []string{"true or false"}},
+		"n in words":                      {formOf(model, textPart("n", "two")), "n", []string{"whole number"}},
+		"n that is no number":             {formOf(model, textPart("n", "nan")), "n", []string{"whole number"}},
 		"a part without a name":           {formOf(model, "Content-Disposition: form-data\r\n\r\nx"), "", []string{"content-disposition"}},
-		"a part with an empty name":       {formOf(model, fieldOf("", "x")), "", []string{"content-disposition"}},
+		"a part with an empty name":       {formOf(model, textPart("", "x")), "", []string{"content-disposition"}},
 		"a part without a disposition":    {formOf(model, "Content-Type: text/plain\r\n\r\nx"), "", []string{"content-disposition"}},
 		"a part with two dispositions":    {formOf("Content-Disposition: form-data; name=\"x\"\r\n" + model), "", []string{"one content-disposition"}},
 		"a part with two names":           {formOf(model, "Content-Disposition: form-data; name=x; name=model\r\n\r\nx"), "", []string{"content-disposition"}},
 		"an attachment":                   {formOf(model, "Content-Disposition: attachment; name=\"x\"\r\n\r\nx"), "", []string{"form-data"}},
 		"a name with a quote":             {formOf(model, "Content-Disposition: form-data; name=\"x\\\"; name=\\\"model\"\r\n\r\nn"), "", []string{"plain name"}},
 		"a name that is not UTF-8":        {formOf(model, "Content-Disposition: form-data; name=\"\xff\"\r\n\r\nn"), "", []string{"content-disposition"}},
-		"a part with two types":           {formOf(model, "Content-Type: a/b\r\nContent-Type: c/d\r\n"+fieldOf("x", "")), "x", []string{"two content-types"}},
-		"a type that holds a line of its own": {formOf(model, "Content-Type: a/b\rContent-Disposition: form-data; name=model\r\n"+fieldOf("x", "")),
+		"a part with two types":           {formOf(model, "Content-Type: a/b\r\nContent-Type: c/d\r\n"+textPart("x", "")), "x", []string{"two content-types"}},
+		"a type that holds a line of its own": {formOf(model, "Content-Type: a/b\rContent-Disposition: form-data; name=model\r\n"+textPart("x", "")),
 			"", []string{"malformed"}},
-		"a type with a control character": {formOf(model, "Content-Type: a/\x01\r\n"+fieldOf("x", "")), "", []string{"malformed"}},
+		"a type with a control character": {formOf(model, "Content-Type: a/\x01\r\n"+textPart("x", "")), "", []string{"malformed"}},
 		"too many parts":                  {formOf(many...), "", []string{"more than 128 parts"}},
-		"a header that is too big":        {formOf(model, "X-Long: "+strings.Repeat("x", maxPartHeader)+"\r\n"+fieldOf("x", "")), "", []string{"more than 4096 bytes"}},
+		"a header that is too big":        {formOf(model, "X-Long: "+strings.Repeat("x", maxPartHeader)+"\r\n"+textPart("x", "")), "", []string{"more than 4096 bytes"}},
 		"a header that is none":           {formOf(model, "what\r\n\r\nx"), "", []string{"not valid"}},
 		"something between parts":         {[]byte("--b\r\n" + model + "\r\n--b x\r\n--b--"), "", []string{"not valid"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			_, err := Parse(routeTo(t, AudioTranscriptions), formType, "", tc.body)
+			_, err := parser.Parse(routeTo(t, AudioTranscriptions), formType, "", tc.body)
 			wantFormError(t, err, tc.param, tc.says...)
 		})
 	}
@@ -208,8 +208,8 @@ func TestMultipartRefuses(t *testing.T) {
 // An extended name overrides the plain one for us. That does no harm, because the provider gets but one.
 func TestExtendedNameIsResolved(t *testing.T) {
 	t.Parallel()
-	body := formOf(fieldOf("prompt", "x"), "Content-Disposition: form-data; name*=utf-8''mod%65l\r\n\r\nm")
-	req, err := Parse(routeTo(t, ImagesEdits), formType, "", body)
+	body := formOf(textPart("prompt", "x"), "Content-Disposition: form-data; name*=utf-8''mod%65l\r\n\r\nm")
+	req, err := parser.Parse(routeTo(t, ImagesEdits), formType, "", body)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -225,16 +225,16 @@ func TestExtendedNameIsResolved(t *testing.T) {
 
 func FuzzParseMultipart(f *testing.F) {
 	for _, seed := range [][]byte{
-		formOf(fileOf, fieldOf("model", "m")), formOf(fieldOf("model", "m"), fieldOf("stream", "true"), fieldOf("n", "2")),
-		formOf(fieldOf("model", "m"), fieldOf("model", "n")), []byte("--b\nContent-Disposition: form-data; name=\"model\"\n\nm\n--b--"),
-		formOf(fieldOf("prompt", "\n--b\n\r\n--bc"), fieldOf("model", "m")), []byte("--b"), []byte("--b--"),
+		formOf(filePart, textPart("model", "m")), formOf(textPart("model", "m"), textPart("stream", "true"), textPart("n", "2")),
+		formOf(textPart("model", "m"), textPart("model", "n")), []byte("--b\nContent-Disposition: form-data; name=\"model\"\n\nm\n--b--"),
+		formOf(textPart("prompt", "\n--b\n\r\n--bc"), textPart("model", "m")), []byte("--b"), []byte("--b--"),
 		formOf("Content-Disposition: form-data; name*=utf-8''model; filename=x\r\n\r\nm"),
 	} {
 		f.Add(seed, "upstream")
 	}
 	f.Fuzz(func(t *testing.T, body []byte, upstream string) {
 		before := bytes.Clone(body)
-		req, err := Parse(routeTo(t, ImagesEdits), formType, "", body)
+		req, err := parser.Parse(routeTo(t, ImagesEdits), formType, "", body)
 		if !bytes.Equal(before, body) {
 			t.Fatalf("the body was changed from %q to %q", before, body)
 		}

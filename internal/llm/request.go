@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"mime"
 	"strings"
+	"sync"
 	"unicode/utf8"
 
 	"github.com/latchkey-dev/latchkey/internal/policy"
@@ -48,9 +49,13 @@ func noModel() *FormError {
 	return formError(fieldModel, "the body names no model: add the field \"model\"; GET /v1/models lists yours")
 }
 
-// Parse reads a body. It does not change it, and what it returns does not hold on to it, but for a form's contents being copies. Its
-// errors are *FormError.
-func Parse(route Route, contentType, contentEncoding string, body []byte) (*Request, error) {
+// Parser reads bodies. Its zero value is ready, and safe for concurrent use.
+type Parser struct {
+	readers sync.Pool // of *reader, for what they have allocated
+}
+
+// Parse reads a body. It neither changes it nor holds on to it. Its errors are *FormError.
+func (p *Parser) Parse(route Route, contentType, contentEncoding string, body []byte) (*Request, error) {
 	if contentEncoding != "" && !strings.EqualFold(contentEncoding, "identity") {
 		return nil, formError("", "the body has content-encoding %s, which this gateway does not read: send it uncompressed", quote(contentEncoding))
 	}
@@ -87,7 +92,7 @@ func Parse(route Route, contentType, contentEncoding string, body []byte) (*Requ
 		if charset := params["charset"]; charset != "" && !strings.EqualFold(charset, "utf-8") && !strings.EqualFold(charset, "utf8") {
 			return nil, formError("", "the body has charset %s: JSON is sent as UTF-8", quote(charset))
 		}
-		req, err = parseJSON(route, body)
+		req, err = p.parseJSON(route, body)
 	}
 	if err != nil {
 		return nil, err
