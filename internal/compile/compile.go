@@ -183,7 +183,7 @@ func System(s *v1alpha1.SystemPolicy) (*policy.System, []Problem) {
 		out.Currency = s.Spec.Currency
 	}
 	if zone := s.Spec.TimeZone; zone != "" {
-		if _, err := time.LoadLocation(zone); err != nil {
+		if _, err := time.LoadLocation(zone); err != nil || zone == time.Local.String() { // each machine has a "Local" of its own
 			problems = append(problems, Problem{v1alpha1.ReasonInvalid, fmt.Sprintf(
 				"spec.timeZone: %q is not in the IANA time zone database: write a name such as Europe/Berlin, or UTC, which applies until then", zone), true})
 		} else {

@@ -24,6 +24,9 @@ const (
 	DefaultIdleTimeout    = 10 * time.Minute
 )
 
+// pemCertificate is the type of a PEM block that holds a certificate.
+const pemCertificate = "CERTIFICATE"
+
 // Provider compiles a Provider with its credential's Secret (nil: there is none).
 func Provider(p *v1alpha1.Provider, secret *corev1.Secret) (*policy.Provider, []Problem) {
 	if !p.DeletionTimestamp.IsZero() {
@@ -133,20 +136,27 @@ func address(raw string, out *policy.Provider) error {
 	return nil
 }
 
+// checkBundle makes sure that Envoy can read all of a bundle: what pem.Decode passes over in silence, Envoy refuses.
 func checkBundle(bundle string) error {
-	found := false
-	for rest := []byte(bundle); ; {
+	found := 0
+	for rest := []byte(bundle); ; found++ {
 		var block *pem.Block
 		if block, rest = pem.Decode(rest); block == nil {
 			break
 		}
+		if block.Type != pemCertificate {
+			return fmt.Errorf("it holds a %s: leave in it certificates alone", block.Type)
+		}
 		if _, err := x509.ParseCertificate(block.Bytes); err != nil {
 			return fmt.Errorf("a certificate in it cannot be read: %w", err)
 		}
-		found = true
 	}
-	if bundle != "" && !found {
+	begun := strings.Count(bundle, "-----BEGIN ")
+	switch {
+	case bundle != "" && begun == 0:
 		return errors.New("it holds no certificate in PEM")
+	case begun != found:
+		return fmt.Errorf("%d of the %d certificates in it cannot be read as PEM: copy the whole of each, from its BEGIN line to its END line", begun-found, begun)
 	}
 	return nil
 }

@@ -105,11 +105,7 @@ func TestRefusalsInBothDialects(t *testing.T) {
 				checkShape(t, a, dialect, tc.code, tc.param, tc.typeName)
 			})
 			_, _, a := w.do(t, c)
-			fmt.Fprintf(&golden, "# %s, %s: %s\n%d\n", tc.name, dialect, a.Reason, a.Status)
-			for _, h := range a.Headers {
-				fmt.Fprintf(&golden, "%s: %s\n", h.Name, h.Value)
-			}
-			fmt.Fprintf(&golden, "%s\n\n", a.Body)
+			fmt.Fprintf(&golden, "# %s, %s: %s\n%s", tc.name, dialect, a.Reason, printed(a))
 		}
 	}
 	compareGolden(t, "refusals.golden", golden.String())
@@ -140,6 +136,17 @@ func checkShape(t *testing.T, a *Answer, dialect, code, param, typeName string) 
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("body (-want +got):\n%s", diff)
 	}
+}
+
+// printed is an answer as golden files have it.
+func printed(a *Answer) string {
+	var out strings.Builder
+	fmt.Fprintf(&out, "%d\n", a.Status)
+	for _, h := range a.Headers {
+		fmt.Fprintf(&out, "%s: %s\n", h.Name, h.Value)
+	}
+	fmt.Fprintf(&out, "%s\n\n", a.Body)
+	return out.String()
 }
 
 func compareGolden(t *testing.T, name, got string) {

@@ -365,6 +365,7 @@ func FuzzParseJSON(f *testing.F) {
 		`{"model":"m"}`, `{"model":"m","stream":true,"stream_options":{"include_usage":true},"max_tokens":5,"n":2}`,
 		`{"model":"m","tools":[{"type":"web_search"},{"type":"builtin_function","function":{"name":"$web_search"}}]}`,
 		`{"plugins":[{"id":"web"}],"search_parameters":{"mode":"off"},"modalities":["image"],"model":"\u006d"}`,
+		`{"model":"m","enable_search":1,"modalities":"audio","web_search_options":null,"tools":[{"type":"IMAGE_generation"},7]}`,
 		`{"Model":"m","model":"n"}`, `{"model":"m","model":"n"}`, `{"model":"m"}{}`, "\xef\xbb\xbf{}", "{\"model\":\"\xff\"}", `[`, `{"model":"m","x":[{"a":{"a":1}}]}`,
 	} {
 		f.Add([]byte(seed), "up/stream:1")
@@ -391,6 +392,14 @@ func FuzzParseJSON(f *testing.F) {
 		if req.Model == "" || folded.Model != req.Model || exact["model"] != req.Model || folded.Stream != req.Stream {
 			t.Fatalf("read model %q, stream %v; encoding/json %q, %v and %v", req.Model, req.Stream, folded.Model, folded.Stream, exact["model"])
 		}
+		for name := range exact {
+			if field, err := fieldOf([]byte(name), requestFields); err != nil || (field != "" && field != name) {
+				t.Fatalf("accepted the field %q, which some read as another: %q, %v", name, field, err)
+			}
+		}
+		if want := capabilitiesOf(exact); req.Capabilities != want {
+			t.Fatalf("read capabilities %v; the document asks for %v", req.Capabilities, want)
+		}
 		changed, _, err := req.Forwarded(body, upstream)
 		switch {
 		case err != nil:
@@ -403,6 +412,9 @@ func FuzzParseJSON(f *testing.F) {
 				t.Fatalf("model %q was not replaced by %q", req.Model, upstream)
 			}
 			return
+		}
+		if !bytes.HasPrefix(changed, body[:req.start]) || !bytes.HasSuffix(changed, body[req.end:]) {
+			t.Fatalf("bytes around the model have changed: %q became %q", body, changed)
 		}
 		var replaced map[string]any
 		decode(t, changed, &replaced)
@@ -417,6 +429,47 @@ func FuzzParseJSON(f *testing.F) {
 			}
 		}
 	})
+}
+
+// capabilitiesOf is what a chat completion asks for, read from the decoded document.
+func capabilitiesOf(document map[string]any) policy.Capabilities {
+	asked := []policy.Capability{policy.TextGeneration}
+	list := func(v any) []any { l, _ := v.([]any); return l }
+	field := func(v any, name string) string { m, _ := v.(map[string]any); s, _ := m[name].(string); return s }
+	for _, tool := range list(document["tools"]) {
+		object, _ := tool.(map[string]any)
+		kind := strings.ToLower(field(tool, "type"))
+		if strings.HasPrefix(kind, "web_search") || strings.HasPrefix(kind, "web_fetch") ||
+			(kind == "builtin_function" && strings.EqualFold(field(object["function"], "name"), "$web_search")) {
+			asked = append(asked, policy.WebSearch)
+		}
+		if kind == "image_generation" {
+			asked = append(asked, policy.ImageGeneration)
+		}
+	}
+	modalities := list(document["modalities"])
+	if one, single := document["modalities"].(string); single {
+		modalities = []any{one}
+	}
+	for _, modality := range modalities {
+		switch s, _ := modality.(string); strings.ToLower(s) {
+		case "image":
+			asked = append(asked, policy.ImageGeneration)
+		case "audio":
+			asked = append(asked, policy.TextToSpeech)
+		}
+	}
+	for _, plugin := range list(document["plugins"]) {
+		if strings.EqualFold(field(plugin, "id"), "web") {
+			asked = append(asked, policy.WebSearch)
+		}
+	}
+	enabled := document["enable_search"]
+	if document["web_search_options"] != nil || (enabled != nil && enabled != false) ||
+		(document["search_parameters"] != nil && field(document["search_parameters"], "mode") != "off") {
+		asked = append(asked, policy.WebSearch)
+	}
+	return policy.CapabilitiesOf(asked...)
 }
 
 // decode keeps numbers as they are written.

@@ -3,6 +3,8 @@ package llm
 import (
 	"errors"
 	"net/http"
+	"net/url"
+	"slices"
 	"strings"
 	"testing"
 
@@ -128,4 +130,86 @@ func TestMessagesStayShort(t *testing.T) {
 	if got := err.Error(); len(got) > 400 || strings.ContainsAny(got, "\n�") {
 		t.Errorf("%d bytes: %q", len(got), got)
 	}
+}
+
+// everyEndpoint are the canonical paths.
+var everyEndpoint = []string{
+	ChatCompletions, Completions, Responses, Embeddings, Moderations, ImagesGenerations, ImagesEdits, ImagesVariations,
+	AudioSpeech, AudioTranscriptions, AudioTranslations, Messages, CountTokens, Models,
+}
+
+// Every endpoint takes its own method only, in both spellings of its path, and neither takes a slash at its end.
+func TestMatchOfEveryEndpointAndMethod(t *testing.T) {
+	t.Parallel()
+	for _, path := range everyEndpoint {
+		takes := []string{http.MethodPost}
+		if path == Models {
+			takes = []string{http.MethodGet, http.MethodHead}
+		}
+		for _, asked := range []string{path, strings.TrimPrefix(path, "/v1")} {
+			for _, method := range []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "get", "post", "POST ", ""} {
+				route, err := Match(method, asked)
+				refused := new(MethodError)
+				switch {
+				case slices.Contains(takes, method):
+					if err != nil || route.Path != path || route.ModelID != "" {
+						t.Errorf("%q %s: got %+v, %v", method, asked, route, err)
+					}
+				case !errors.As(err, &refused) || refused.Path != path || refused.Method != method || refused.Allow != strings.Join(takes, ", "):
+					t.Errorf("%q %s: got %+v, %v; want that %v are allowed", method, asked, route, err, takes)
+				}
+			}
+			unknown := new(UnknownPathError)
+			if _, err := Match(takes[0], asked+"/"); !errors.As(err, &unknown) {
+				t.Errorf("%s/: got %v; want an unknown path", asked, err)
+			}
+		}
+	}
+}
+
+func FuzzMatch(f *testing.F) {
+	for _, path := range everyEndpoint {
+		f.Add(http.MethodPost, path)
+		f.Add(http.MethodGet, strings.TrimPrefix(path, "/v1"))
+	}
+	for _, path := range []string{"/v1/models/org%2Fname", "/models/%zz", "/models/a%00b", "/v1/v1/models", "//", "/v1", "", "/v1/models/?x", "/messages/x", "\xff"} {
+		f.Add(http.MethodHead, path)
+	}
+	f.Fuzz(func(t *testing.T, method, path string) {
+		route, err := Match(method, path)
+		if err != nil {
+			unknown, wrong := new(UnknownPathError), new(MethodError)
+			switch {
+			case errors.As(err, &wrong):
+				if again, err := Match(strings.Split(wrong.Allow, ", ")[0], path); err != nil || again.Path != wrong.Path {
+					t.Fatalf("%q is said to be allowed on %q: got %+v, %v", wrong.Allow, path, again, err)
+				}
+			case !errors.As(err, &unknown):
+				t.Fatalf("error %#v", err)
+			}
+			if message := err.Error(); len(message) > 600 || strings.ContainsAny(message, "\r\n\x00") {
+				t.Fatalf("%d bytes: %q", len(message), message)
+			}
+			if diff := cmp.Diff(Route{}, route); diff != "" {
+				t.Fatalf("a route beside the error:\n%s", diff)
+			}
+			return
+		}
+		if !slices.Contains(everyEndpoint, route.Path) || (route.Listing && method != "GET" && method != "HEAD") || (!route.Listing && method != "POST") {
+			t.Fatalf("%q %q goes to %+v", method, path, route)
+		}
+		if (route.Dialect == Anthropic) != IsAnthropicPath(path) {
+			t.Fatalf("%q: dialect %s, IsAnthropicPath %v", path, route.Dialect, IsAnthropicPath(path))
+		}
+		// What was asked is the canonical path, but for the version before it and the model's ID behind it.
+		canonical := route.Path
+		if route.ModelID != "" {
+			canonical += "/" + url.PathEscape(route.ModelID)
+			if again, err := Match(method, canonical); err != nil || again != route {
+				t.Fatalf("%q goes to %+v; %q to %+v, %v", path, route, canonical, again, err)
+			}
+		} else if path != canonical && "/v1"+path != canonical {
+			t.Fatalf("%q goes to %s", path, canonical)
+		}
+	})
 }
