@@ -40,6 +40,9 @@ const (
 	apiKeyManager = client.FieldOwner("latchkey-apikey")
 	// workers reconcile keys side by side: each spends its time waiting for the API server.
 	workers = 8
+	// conflictCheckEvery is how often a key looks whether a foreign Secret has made way for its own. No event says so: Secrets that
+	// are not ours are not watched.
+	conflictCheckEvery = 10 * time.Second
 )
 
 // APIKeyReconciler mints keys into Secrets, looks after their one reveal, and reports what a caller meets.
@@ -193,6 +196,9 @@ func (r *APIKeyReconciler) conclude(s *keyScope) {
 		enforcedVerdict = enforced(s.key.Status.Conditions, s.key.Generation, r.Acks.Check(s.key), r.Acks.Check(s.secret))
 	}
 	list.set(v1alpha1.ConditionEnforced, enforcedVerdict)
+	if readyVerdict.reason == v1alpha1.ReasonSecretConflict {
+		s.wake(conflictCheckEvery)
+	}
 	if e := s.key.Spec.ExpirationTime; e != nil && now.Before(e.Time) {
 		s.wake(e.Sub(now))
 	}
@@ -237,7 +243,8 @@ func (r *APIKeyReconciler) finalize(ctx context.Context, k *v1alpha1.APIKey) err
 	if client.IgnoreNotFound(err) != nil {
 		return fmt.Errorf("get secret of apikey %s/%s: %w", k.Namespace, k.Name, err)
 	}
-	if err == nil && ownedBy(secret, k) {
+	// The owner counts, not the label, which a user may have taken off a moment ago.
+	if err == nil && metav1.IsControlledBy(secret, k) {
 		// An owner reference alone deletes nothing where no garbage collector runs.
 		if err := r.Client.Delete(ctx, secret, client.Preconditions{UID: &secret.UID}); client.IgnoreNotFound(err) != nil {
 			return fmt.Errorf("delete secret %s/%s: %w", secret.Namespace, secret.Name, err)

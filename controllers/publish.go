@@ -132,8 +132,13 @@ func (p *Publisher) signalAll() {
 
 func (p *Publisher) watch(ctx context.Context) ([]toolscache.InformerSynced, error) {
 	handler := toolscache.ResourceEventHandlerFuncs{
-		AddFunc:    func(obj any) { p.observe(obj, false) },
-		UpdateFunc: func(_, obj any) { p.observe(obj, false) },
+		AddFunc: func(obj any) { p.observe(obj, false) },
+		UpdateFunc: func(before, obj any) {
+			if changedHands(before, obj) { // the key that it was has lost it
+				p.observe(before, false)
+			}
+			p.observe(obj, false)
+		},
 		DeleteFunc: func(obj any) { p.observe(obj, true) },
 	}
 	objects := []client.Object{
@@ -152,6 +157,13 @@ func (p *Publisher) watch(ctx context.Context) ([]toolscache.InformerSynced, err
 		synced = append(synced, registration.HasSynced)
 	}
 	return synced, nil
+}
+
+// changedHands reports whether a Secret was another key's before, or a key's at all.
+func changedHands(before, after any) bool {
+	b, isSecret := before.(*corev1.Secret)
+	a, stillIs := after.(*corev1.Secret)
+	return isSecret && stillIs && b.Labels[v1alpha1.LabelAPIKey] != a.Labels[v1alpha1.LabelAPIKey]
 }
 
 func (p *Publisher) observe(obj any, deleted bool) {

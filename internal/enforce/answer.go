@@ -108,12 +108,13 @@ func (x *Exchange) refuse(r *refusal) *Answer {
 	return answer
 }
 
-// redact shortens the key to its prefix wherever it stands, also where it has been cut off.
+// redact shortens the key to its prefix wherever it stands, also where it has been cut off, and takes out what it has behind the prefix.
 func (x *Exchange) redact(s string) string {
 	plaintext := x.plaintext.Reveal()
 	if plaintext == "" {
 		return s
 	}
+	s = strings.ReplaceAll(s, x.secret(), "…")
 	prefix := x.plaintext.Prefix()
 	for from := 0; ; {
 		i := strings.Index(s[from:], prefix)

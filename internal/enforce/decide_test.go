@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -31,7 +32,7 @@ func FuzzDecide(f *testing.F) {
 		f.Add(seed.method, seed.path, seed.headers, []byte(seed.body))
 	}
 	w := newWorld(f)
-	inForce := map[string]bool{keyGood: true, keyText: true, keyBounded: true}
+	inForce := []string{keyGood, keyText, keyBounded}
 	f.Fuzz(func(t *testing.T, method, path, headers string, body []byte) {
 		head := Head{Method: w.expand(method), Path: w.expand(path), EndStream: len(body) == 0}
 		for line := range strings.Lines(headers) {
@@ -58,12 +59,9 @@ func FuzzDecide(f *testing.F) {
 			return
 		}
 		sentBy := ""
-		for name := range inForce {
-			for _, h := range head.Headers {
-				credential := h.Name == "authorization" || h.Name == "x-api-key" || h.Name == "api-key"
-				if credential && strings.HasSuffix(h.Value, w.keys[name]) {
-					sentBy = name
-				}
+		for _, name := range inForce {
+			if sentOnly(head, w.keys[name]) {
+				sentBy = name
 			}
 		}
 		if sentBy == "" {
@@ -78,6 +76,30 @@ func FuzzDecide(f *testing.F) {
 			w.checkFuzzedAnswer(t, head, answer)
 		}
 	})
+}
+
+// sentOnly reports whether the key is the one credential of a request, in whichever of the headers.
+func sentOnly(head Head, plaintext string) bool {
+	sent := false
+	for _, h := range head.Headers {
+		value := strings.TrimSpace(h.Value)
+		switch h.Name {
+		case "authorization":
+			scheme, credential, _ := strings.Cut(value, " ")
+			if value != "" && !strings.EqualFold(scheme, "bearer") {
+				return false
+			}
+			value = strings.TrimSpace(credential)
+		case "x-api-key", "api-key":
+		default:
+			continue
+		}
+		if value != "" && value != plaintext {
+			return false
+		}
+		sent = sent || value == plaintext
+	}
+	return sent
 }
 
 // checkFuzzedAnswer checks an answer for what it quotes of the caller's own key. Others it may be shown, for it sent them; and a caller that
@@ -101,6 +123,7 @@ func (w *world) checkFuzzedAnswer(t *testing.T, head Head, a *Answer) {
 // checkForward plays the adapter, and looks for the key in what a provider would get.
 func (w *world) checkForward(t *testing.T, head Head, forward *Forward, body []byte, plaintext string) {
 	t.Helper()
+	plaintext = plaintext[key.PrefixLength:]
 	for _, h := range head.Headers {
 		if slices.Contains(forward.Remove, h.Name) {
 			continue
@@ -137,29 +160,44 @@ type quiet struct{}
 
 func (quiet) Decided(Decision) {}
 
-// BenchmarkDecide is a chat request of 1 KiB, with 100,000 keys in the table and 12 headers, whose model has another name at the provider.
-func BenchmarkDecide(b *testing.B) {
-	w := newWorld(b)
+// crowded is an engine with 100,000 keys in its table besides the world's.
+func crowded(b *testing.B, w *world) *Engine {
+	b.Helper()
+	const keys = 100_000
 	random := rand.New(rand.NewPCG(1, 2))
 	many := &policy.Delta{}
-	for i := range 100_000 {
+	for i := range keys {
 		var h policy.KeyHash
 		for j := range h {
 			h[j] = byte(random.Uint32())
 		}
-		many.Keys = append(many.Keys, &policy.Key{UID: strings.Repeat("u", i%7) + string(rune(i)), Namespace: "team", Application: "shop", Credentials: []policy.Credential{{Hash: h}}})
+		many.Keys = append(many.Keys, &policy.Key{UID: strconv.Itoa(i), Namespace: "team", Application: "shop", Credentials: []policy.Credential{{Hash: h}}})
 	}
 	if err := w.table.Apply(many); err != nil {
 		b.Fatal(err)
+	}
+	if got, _, _ := w.table.Counts(); got < keys {
+		b.Fatalf("the table holds %d keys", got)
 	}
 	engine, err := New(Options{Table: w.table, Observer: quiet{}, Now: noon})
 	if err != nil {
 		b.Fatal(err)
 	}
-	head := w.head(call{key: keyGood, headers: []string{
+	return engine
+}
+
+// benchmarkHead is the head of a chat request as an SDK sends it: 12 headers.
+func benchmarkHead(w *world, name string) Head {
+	return w.head(call{key: name, headers: []string{
 		"host", "gateway.example.com", "user-agent", "OpenAI/Python 2.0.0", "accept", "application/json", "accept-encoding", "gzip, deflate", "connection", "keep-alive",
 		"content-length", "1024", "x-stainless-lang", "python", "x-stainless-os", "Linux", "x-stainless-runtime", "CPython",
 	}, body: " "})
+}
+
+// BenchmarkDecide is a chat request of 1 KiB, whose model has another name at the provider.
+func BenchmarkDecide(b *testing.B) {
+	w := newWorld(b)
+	engine, head := crowded(b, w), benchmarkHead(w, keyGood)
 	text := strings.Repeat("lorem ipsum dolor sit amet ", 36)
 	body := []byte(`{"messages":[{"role":"user","content":"` + text + `"}],"model":"gpt","stream":false,"temperature":0.5}`)
 	b.SetBytes(int64(len(body)))
@@ -171,6 +209,18 @@ func BenchmarkDecide(b *testing.B) {
 		}
 		if _, answer := x.Body(body); answer != nil {
 			b.Fatalf("refused: %s", answer.Body)
+		}
+	}
+}
+
+// BenchmarkRefuseUnknownKey is what whoever guesses keys can cost: the key has the right form, so that it is looked up.
+func BenchmarkRefuseUnknownKey(b *testing.B) {
+	w := newWorld(b)
+	engine, head := crowded(b, w), benchmarkHead(w, keyUnknown)
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, answer := engine.Begin(head); answer == nil || answer.Reason != "key_unknown" {
+			b.Fatalf("got %+v", answer)
 		}
 	}
 }

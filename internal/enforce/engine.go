@@ -205,7 +205,7 @@ func (x *Exchange) decide(body []byte, now time.Time) (*Forward, *Answer) {
 	if changed != nil {
 		sent = changed
 	}
-	if bytes.Contains(sent, []byte(x.plaintext.Reveal())) {
+	if bytes.Contains(sent, []byte(x.secret())) {
 		return nil, x.refuse(badRequest("key_in_body", "",
 			"the body holds the API key itself, which must not get to a provider: take it out of the body, and consider the key leaked"))
 	}
@@ -274,9 +274,9 @@ func (x *Exchange) ResponseHead(status int, _ []Header) (*Answer, *ResponseChang
 
 // checkURL refuses a URL that holds the key, also percent-encoded, and what no URL can hold.
 func (x *Exchange) checkURL() *refusal {
-	plaintext := x.plaintext.Reveal()
+	secret := x.secret()
 	for _, part := range []string{x.head.Path, x.header("host")} {
-		if strings.Contains(part, plaintext) || strings.Contains(unescaped(part), plaintext) {
+		if strings.Contains(part, secret) || strings.Contains(unescaped(part), secret) {
 			return badRequest("key_in_url", "",
 				"keys do not belong into URLs, which end up in logs: send it as \"Authorization: Bearer KEY\" only, and consider this key leaked")
 		}
@@ -314,11 +314,11 @@ var neverForwarded = []string{
 
 // strip names the headers to take out: those that no provider gets, the gateway's own, and whatever else holds the key.
 func (x *Exchange) strip() []string {
-	plaintext := x.plaintext.Reveal()
+	secret := x.secret()
 	remove := slices.Clone(neverForwarded)
 	for i := range x.head.Headers {
 		h := &x.head.Headers[i]
-		if (strings.HasPrefix(h.Name, "x-latchkey-") || strings.Contains(h.Value, plaintext)) && !slices.Contains(remove, h.Name) {
+		if (strings.HasPrefix(h.Name, "x-latchkey-") || strings.Contains(h.Value, secret)) && !slices.Contains(remove, h.Name) {
 			remove = append(remove, h.Name)
 		}
 	}
@@ -362,6 +362,10 @@ func requestID(sent string) string {
 	}
 	return sent
 }
+
+// secret is what the key has behind the prefix that may be shown. Where it stands, the key stands, however its beginning is written. It is
+// there once the key is authenticated.
+func (x *Exchange) secret() string { return x.plaintext.Reveal()[key.PrefixLength:] }
 
 func (x *Exchange) prefix() string {
 	if x.key == nil {

@@ -56,9 +56,9 @@ func TestForward(t *testing.T) {
 		},
 		"headers that hold the key, and the gateway's own": {
 			call{key: keyGood, headers: []string{
-				"x-latchkey-provider", "anthropic-eu", "x-other", "a{good}b", "x-other", "c", "referer", "https://x/?k={good}", "x-fine", "lk_", "accept", "*/*",
+				"x-latchkey-provider", "anthropic-eu", "x-other", "a{good}b", "x-other", "c", "referer", "https://x/?k={good}", "x-encoded", "%6ck_" + w.keys[keyGood][3:], "x-fine", "lk_", "accept", "*/*",
 			}, body: chat("same")},
-			Forward{Provider: "openai-eu", Path: "/v1/chat/completions", Remove: and("x-latchkey-provider", "x-other", "referer")},
+			Forward{Provider: "openai-eu", Path: "/v1/chat/completions", Remove: and("x-latchkey-provider", "x-other", "referer", "x-encoded")},
 		},
 		"no content-type": {
 			call{key: keyGood, headers: []string{"content-type", ""}, body: chat("same")},

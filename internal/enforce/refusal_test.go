@@ -71,6 +71,11 @@ func refusals(good string) []struct {
 		{"two content-types", call{key: keyGood, headers: []string{"content-type", "application/json", "content-type", "text/plain"}, body: body}, 400, "", "", "invalid_request_error", "content-type"},
 		{"compressed body", call{key: keyGood, headers: []string{"content-encoding", "gzip"}, body: body}, 400, "", "", "invalid_request_error", "uncompressed"},
 		{"key in the body", call{key: keyGood, body: `{"model":"gpt","user":"{good}"}`}, 400, "", "", "invalid_request_error", "take it out"},
+		{"key in the body, escaped", call{key: keyGood, body: `{"model":"gpt","user":"\u006ck_` + good[3:] + `"}`}, 400, "", "", "invalid_request_error", "take it out"},
+		{"key in the URL, percent-encoded", call{key: keyGood, path: "/v1/chat/completions?key=" + good[:30] + fmt.Sprintf("%%%02x", good[30]) + good[31:], body: body}, 400, "", "", "invalid_request_error", "URLs"},
+		{"key in the host", call{key: keyGood, headers: []string{"host", "{good}.example.com"}, body: body}, 400, "", "", "invalid_request_error", "URLs"},
+		{"key in the URL, without its beginning", call{key: keyGood, path: "/v1/models/" + good[9:], method: "GET"}, 400, "", "", "invalid_request_error", "URLs"},
+		{"key without its beginning for a model", call{key: keyGood, body: chat(good[9:])}, 404, "model_not_found", "model", "not_found_error", `the model "…" does not exist`},
 		{"key in a form's encoded file name", call{key: keyGood, path: "/v1/images/edits", headers: []string{"content-type", "multipart/form-data; boundary=b"},
 			body: "--b\r\nContent-Disposition: form-data; name=model\r\n\r\npaint\r\n" +
 				"--b\r\nContent-Disposition: form-data; name=image; filename*=utf-8''%6ck_" + good[3:] + "\r\n\r\nx\r\n--b--"}, 400, "", "", "invalid_request_error", "take it out"},

@@ -176,6 +176,7 @@ func TestMultipartRefuses(t *testing.T) {
 		"a file in quoted-printable":      {formOf(model, "Content-Transfer-Encoding: quoted-printable\r\n"+filePart), "file", []string{"quoted-printable", "as they are"}},
 		"Model":                           {formOf(model, textPart("Model", "n")), "model", []string{`"Model"`, "upper and lower case"}},
 		"STREAM":                          {formOf(model, textPart("STREAM", "true")), "stream", []string{"upper and lower case"}},
+		"the long s, which folds to s":    {formOf(model, textPart("ſtream", "true")), "stream", []string{"upper and lower case"}},
 		"stream twice":                    {formOf(model, textPart("stream", "true"), textPart("stream", "false")), "stream", []string{"twice"}},
 		"stream in words":                 {formOf(model, textPart("stream", "yes")), "stream", []string{"true or false"}},
 		"n in words":                      {formOf(model, textPart("n", "two")), "n", []string{"whole number"}},

@@ -58,6 +58,8 @@ func TestMatchOfOneModel(t *testing.T) {
 		"/v1/models/org/name":           "org/name",
 		"/v1/models/org%2Fname":         "org/name",
 		"/v1/models/a%20b:c":            "a b:c",
+		"/v1/models/a+b":                "a+b", // a blank in queries only
+		"/v1/models/a%252Fb":            "a%2Fb",
 		"/v1/models/models/":            "models/",
 		"/v1/models/ft:gpt-5:org::id%3": "",
 	} {
