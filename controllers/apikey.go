@@ -76,45 +76,47 @@ func (s *keyScope) wake(d time.Duration) {
 }
 
 // Reconcile carries out one APIKey.
-func (r *APIKeyReconciler) Reconcile(ctx context.Context, req ctrl.Request) (_ ctrl.Result, err error) {
+func (r *APIKeyReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
 	s := &keyScope{key: &v1alpha1.APIKey{}}
 	if err := r.Client.Get(ctx, req.NamespacedName, s.key); err != nil {
 		return ctrl.Result{}, client.IgnoreNotFound(err)
 	}
 	if !s.key.DeletionTimestamp.IsZero() {
-		return ctrl.Result{}, r.finalize(ctx, s.key)
+		return retryOnRace(r.finalize(ctx, s.key))
 	}
-	s.status = s.key.Status.DeepCopy()
 	if err := addFinalizer(ctx, r.Client, s.key, v1alpha1.FinalizerAPIKey); err != nil {
 		return retryOnRace(err) // nothing is minted that would not be cleaned up
 	}
-	for _, step := range []func(context.Context, *keyScope) error{r.gather, r.mint, r.adopt, r.reveal, r.findElder} {
-		if err = step(ctx, s); err != nil {
-			break
-		}
-	}
+	s.status = s.key.Status.DeepCopy()
+	err := r.carryOut(ctx, s)
 	if isRace(err) { // somebody else was quicker; what they did is looked at next
-		return ctrl.Result{RequeueAfter: 100 * time.Millisecond}, nil
+		return retryOnRace(err)
 	}
 	if err == nil {
 		r.conclude(s)
 	}
 	// The status goes out also after a failed step: what was minted must be known.
 	if statusErr := r.applyStatus(ctx, s); statusErr != nil {
-		if isRace(statusErr) {
-			return ctrl.Result{RequeueAfter: 100 * time.Millisecond}, nil
+		if err == nil {
+			return retryOnRace(statusErr)
 		}
-		err = errors.Join(err, statusErr)
+		return ctrl.Result{}, errors.Join(err, statusErr)
 	}
 	if err != nil {
-		return ctrl.Result{}, err
+		return retryOnRace(err)
 	}
+	r.announce(s)
 	return ctrl.Result{RequeueAfter: s.requeue}, nil
 }
 
-// isRace tells the errors that say no more than that the object has changed.
-func isRace(err error) bool {
-	return apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) || apierrors.IsNotFound(err)
+// carryOut does what the key asks for, step by step.
+func (r *APIKeyReconciler) carryOut(ctx context.Context, s *keyScope) error {
+	for _, step := range []func(context.Context, *keyScope) error{r.gather, r.mint, r.adopt, r.reveal, r.findElder} {
+		if err := step(ctx, s); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // gather reads what the key depends on.
@@ -138,7 +140,7 @@ func (r *APIKeyReconciler) gather(ctx context.Context, s *keyScope) error {
 
 // findElder looks for an older APIKey whose Secret holds the same key.
 func (r *APIKeyReconciler) findElder(ctx context.Context, s *keyScope) error {
-	if s.secret == nil {
+	if secretProblem(s) != nil {
 		return nil
 	}
 	var twins corev1.SecretList
@@ -185,36 +187,45 @@ func (r *APIKeyReconciler) conclude(s *keyScope) {
 	s.status.ObservedGeneration = s.key.Generation
 	s.status.Effective = effectiveStatus(effective)
 
-	before := findCondition(s.key.Status.Conditions, v1alpha1.ConditionReady)
 	list := conditionList{&s.status.Conditions, s.key.Generation, now}
-	readyVerdict, stalled := readyOf(s, effective.Clamps)
-	list.setReady(readyVerdict, stalled)
+	list.setReady(readyOf(s, effective.Clamps))
 	list.set(v1alpha1.ConditionUsable, usableOf(s, now))
 	list.set(v1alpha1.ConditionRevealed, revealedOf(s))
-	enforcedVerdict := no(v1alpha1.ReasonPending, "the key has no secret that could be enforced")
-	if s.secret != nil {
-		enforcedVerdict = enforced(s.key.Status.Conditions, s.key.Generation, r.Acks.Check(s.key), r.Acks.Check(s.secret))
-	}
-	list.set(v1alpha1.ConditionEnforced, enforcedVerdict)
-	if readyVerdict.reason == v1alpha1.ReasonSecretConflict {
-		s.wake(conflictCheckEvery)
+	problem := secretProblem(s)
+	if problem == nil {
+		list.set(v1alpha1.ConditionEnforced, enforced(s.key.Status.Conditions, s.key.Generation, r.Acks.Check(s.key), r.Acks.Check(s.secret)))
+	} else {
+		list.set(v1alpha1.ConditionEnforced, no(v1alpha1.ReasonPending, "there is no key that could be enforced: "+problem.Message))
 	}
 	if e := s.key.Spec.ExpirationTime; e != nil && now.Before(e.Time) {
 		s.wake(e.Sub(now))
 	}
-	r.announce(s.key, before, readyVerdict)
-	r.announce(s.key, findCondition(s.key.Status.Conditions, v1alpha1.ConditionEnforced), enforcedVerdict)
+	if problem != nil && problem.Reason == v1alpha1.ReasonSecretConflict {
+		s.wake(conflictCheckEvery)
+	}
 }
 
-// announce makes an event of a change for the worse, once.
-func (r *APIKeyReconciler) announce(k *v1alpha1.APIKey, before *metav1.Condition, after verdict) {
-	if before != nil && before.Reason == after.reason && before.Message == after.message {
-		return
-	}
-	switch after.reason {
-	case v1alpha1.ReasonLimitClamped, v1alpha1.ReasonSecretLost, v1alpha1.ReasonSecretConflict, v1alpha1.ReasonDuplicateKey,
-		v1alpha1.ReasonRetainNotAllowed, v1alpha1.ReasonInvalid, v1alpha1.ReasonApplicationNotFound, v1alpha1.ReasonRejected:
-		r.Recorder.Eventf(k, nil, corev1.EventTypeWarning, after.reason, "Reconcile", "%s", after.message)
+// announce makes events of what the status says anew. It is called once the status is known to have been written, on top of the very
+// version that was read: so nothing is announced twice.
+func (r *APIKeyReconciler) announce(s *keyScope) {
+	for _, kind := range []string{v1alpha1.ConditionReady, v1alpha1.ConditionEnforced, v1alpha1.ConditionRevealed} {
+		c := news(s.key.Status.Conditions, s.status.Conditions, kind)
+		if c == nil {
+			continue
+		}
+		switch c.Reason {
+		case v1alpha1.ReasonLimitClamped, v1alpha1.ReasonSecretConflict, v1alpha1.ReasonDuplicateKey, v1alpha1.ReasonRetainNotAllowed,
+			v1alpha1.ReasonInvalid, v1alpha1.ReasonApplicationNotFound, v1alpha1.ReasonRejected:
+			r.Recorder.Eventf(s.key, nil, corev1.EventTypeWarning, c.Reason, "Reconcile", "%s", c.Message)
+		case v1alpha1.ReasonSecretLost:
+			if kind == v1alpha1.ConditionReady { // the others repeat it
+				r.Recorder.Eventf(s.key, nil, corev1.EventTypeWarning, c.Reason, "Reconcile", "%s", c.Message)
+			}
+		case v1alpha1.ReasonRevealExpired:
+			r.Recorder.Eventf(s.key, s.secret, corev1.EventTypeWarning, c.Reason, "Reveal", "%s", c.Message)
+		case v1alpha1.ReasonClaimed:
+			r.Recorder.Eventf(s.key, s.secret, corev1.EventTypeNormal, c.Reason, "Reveal", "%s", c.Message)
+		}
 	}
 }
 
@@ -226,7 +237,7 @@ func (r *APIKeyReconciler) applyStatus(ctx context.Context, s *keyScope) error {
 	if err != nil {
 		return err
 	}
-	object := applyv1alpha1.APIKey(s.key.Name, s.key.Namespace).WithUID(s.key.UID).WithStatus(status)
+	object := applyv1alpha1.APIKey(s.key.Name, s.key.Namespace).WithUID(s.key.UID).WithResourceVersion(s.key.ResourceVersion).WithStatus(status)
 	if err := r.Client.Status().Apply(ctx, object, apiKeyManager, client.ForceOwnership); err != nil {
 		return fmt.Errorf("apply status of apikey %s/%s: %w", s.key.Namespace, s.key.Name, err)
 	}
@@ -251,30 +262,6 @@ func (r *APIKeyReconciler) finalize(ctx context.Context, k *v1alpha1.APIKey) err
 		}
 	}
 	return removeFinalizer(ctx, r.Client, k, v1alpha1.FinalizerAPIKey)
-}
-
-// addFinalizer makes sure that the finalizer is there. The object keeps its own status.
-func addFinalizer(ctx context.Context, c client.Client, obj client.Object, finalizer string) error {
-	if controllerutil.ContainsFinalizer(obj, finalizer) {
-		return nil
-	}
-	updated := obj.DeepCopyObject().(client.Object)
-	controllerutil.AddFinalizer(updated, finalizer)
-	if err := c.Patch(ctx, updated, client.MergeFromWithOptions(obj, client.MergeFromWithOptimisticLock{})); err != nil {
-		return fmt.Errorf("add finalizer to %s: %w", obj.GetName(), err)
-	}
-	obj.SetFinalizers(updated.GetFinalizers())
-	obj.SetResourceVersion(updated.GetResourceVersion())
-	return nil
-}
-
-func removeFinalizer(ctx context.Context, c client.Client, obj client.Object, finalizer string) error {
-	updated := obj.DeepCopyObject().(client.Object)
-	controllerutil.RemoveFinalizer(updated, finalizer)
-	if err := c.Patch(ctx, updated, client.MergeFromWithOptions(obj, client.MergeFromWithOptimisticLock{})); client.IgnoreNotFound(err) != nil {
-		return fmt.Errorf("remove finalizer from %s: %w", obj.GetName(), err)
-	}
-	return nil
 }
 
 // SetupWithManager watches what a key depends on.

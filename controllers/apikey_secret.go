@@ -26,7 +26,7 @@ func (r *APIKeyReconciler) findSecret(ctx context.Context, s *keyScope) error {
 	secret := &corev1.Secret{}
 	err := r.Client.Get(ctx, name, secret)
 	if apierrors.IsNotFound(err) && s.key.Status.SecretName != "" {
-		err = r.APIReader.Get(ctx, name, secret)
+		err = r.readPastCache(ctx, name, secret)
 	}
 	if err != nil {
 		if apierrors.IsNotFound(err) {
@@ -36,6 +36,22 @@ func (r *APIKeyReconciler) findSecret(ctx context.Context, s *keyScope) error {
 	}
 	s.secret = secret
 	return nil
+}
+
+// readPastCache reads a Secret from the API server. Its plaintext, if there is one, is forgotten at once, as the cache forgets it.
+func (r *APIKeyReconciler) readPastCache(ctx context.Context, name types.NamespacedName, secret *corev1.Secret) error {
+	if err := r.APIReader.Get(ctx, name, secret); err != nil {
+		return err
+	}
+	forget(secret)
+	return nil
+}
+
+// forget leaves of the plaintext no more than that there is one.
+func forget(secret *corev1.Secret) {
+	if _, there := secret.Data[v1alpha1.SecretDataAPIKey]; there {
+		secret.Data[v1alpha1.SecretDataAPIKey] = []byte("x")
+	}
 }
 
 // mayRetain reports whether the SystemPolicy lets keys keep their plaintext.
@@ -101,7 +117,7 @@ func (r *APIKeyReconciler) mint(ctx context.Context, s *keyScope) error {
 	if apierrors.IsAlreadyExists(err) {
 		// One that the cache does not know, for it is new or has no label of ours: it is looked at as it is, and never written over.
 		existing := &corev1.Secret{}
-		if err := r.APIReader.Get(ctx, client.ObjectKeyFromObject(secret), existing); err != nil {
+		if err := r.readPastCache(ctx, client.ObjectKeyFromObject(secret), existing); err != nil {
 			return fmt.Errorf("get secret %s/%s: %w", secret.Namespace, secret.Name, err)
 		}
 		s.secret = existing
@@ -110,9 +126,9 @@ func (r *APIKeyReconciler) mint(ctx context.Context, s *keyScope) error {
 	if err != nil {
 		return fmt.Errorf("create secret %s/%s: %w", secret.Namespace, secret.Name, err)
 	}
-	secret.Data[v1alpha1.SecretDataAPIKey] = []byte("x") // its presence is all that is needed from here on
+	forget(secret)
 	s.secret = secret
-	r.Recorder.Eventf(s.key, secret, corev1.EventTypeNormal, "KeyMinted", "Mint", "minted key %s… into Secret %s", plaintext.Prefix(), secret.Name)
+	r.Recorder.Eventf(s.key, secret, corev1.EventTypeNormal, v1alpha1.ReasonKeyMinted, "Mint", "minted key %s… into Secret %s", plaintext.Prefix(), secret.Name)
 	return nil
 }
 
@@ -146,7 +162,7 @@ func (r *APIKeyReconciler) adopt(ctx context.Context, s *keyScope) error {
 		}
 	}
 	s.status.SecretName = s.secret.Name
-	s.status.KeyPrefix = string(s.secret.Data[v1alpha1.SecretDataKeyPrefix])
+	s.status.KeyPrefix = compile.KeyPrefix(s.secret)
 	s.status.KeyFingerprint = compile.Fingerprint(hash)
 	return nil
 }
@@ -190,15 +206,7 @@ func (r *APIKeyReconciler) reveal(ctx context.Context, s *keyScope) error {
 func (r *APIKeyReconciler) removePlaintext(ctx context.Context, s *keyScope, why string) error {
 	patch := annotations(v1alpha1.AnnotationRemoval, why)
 	patch["data"] = map[string]any{v1alpha1.SecretDataAPIKey: nil}
-	if err := r.patchSecret(ctx, s, patch); err != nil {
-		return err
-	}
-	if why == v1alpha1.ReasonRevealExpired {
-		r.Recorder.Eventf(s.key, s.secret, corev1.EventTypeWarning, why, "Reveal", "nobody took the key before its deadline: delete this APIKey and create a new one")
-	} else {
-		r.Recorder.Eventf(s.key, s.secret, corev1.EventTypeNormal, why, "Reveal", "the plaintext was removed after it had been taken")
-	}
-	return nil
+	return r.patchSecret(ctx, s, patch)
 }
 
 func annotations(name string, value any) map[string]any {
@@ -221,6 +229,7 @@ func (r *APIKeyReconciler) patchSecret(ctx context.Context, s *keyScope, patch m
 	if err := r.Client.Patch(ctx, updated, client.RawPatch(types.MergePatchType, raw)); err != nil {
 		return fmt.Errorf("patch secret %s/%s: %w", s.secret.Namespace, s.secret.Name, err)
 	}
+	forget(updated)
 	s.secret = updated
 	return nil
 }

@@ -5,9 +5,6 @@ import (
 	"strings"
 	"time"
 
-	"k8s.io/apimachinery/pkg/api/meta"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
 	"github.com/latchkey-dev/latchkey/api/v1alpha1"
 	"github.com/latchkey-dev/latchkey/internal/compile"
 	"github.com/latchkey-dev/latchkey/internal/money"
@@ -20,6 +17,14 @@ func secretProblem(s *keyScope) *compile.Problem {
 	withStatus.Status = *s.status
 	_, problem := compile.KeyHash(&withStatus, s.secret)
 	return problem
+}
+
+// specProblem is what is wrong with the key itself, its Secret being as it should; nil: nothing.
+func specProblem(s *keyScope) *compile.Problem {
+	if _, problems := compile.Key(s.key, s.secret); len(problems) > 0 {
+		return &problems[0]
+	}
+	return nil
 }
 
 // readyOf says whether the spec has been carried out. A disabled or expired key is carried out, too.
@@ -40,8 +45,8 @@ func readyOf(s *keyScope, clamps []policy.Clamp) (v verdict, stalled bool) {
 	case problem != nil:
 		return no(problem.Reason, problem.Message), false
 	}
-	if _, problems := compile.Key(s.key, s.secret); len(problems) > 0 && problems[0].Reason == v1alpha1.ReasonInvalid {
-		return no(problems[0].Reason, problems[0].Message), problems[0].Stalled
+	if problem := specProblem(s); problem != nil {
+		return no(problem.Reason, problem.Message), problem.Stalled
 	}
 	if len(clamps) > 0 {
 		said := make([]string, 0, len(clamps))
@@ -56,6 +61,9 @@ func readyOf(s *keyScope, clamps []policy.Clamp) (v verdict, stalled bool) {
 // usableOf says what a caller of the key meets, in the order in which the enforcer looks.
 func usableOf(s *keyScope, now time.Time) verdict {
 	if problem := secretProblem(s); problem != nil {
+		return no(problem.Reason, problem.Message)
+	}
+	if problem := specProblem(s); problem != nil {
 		return no(problem.Reason, problem.Message)
 	}
 	e := s.key.Spec.ExpirationTime
@@ -127,12 +135,4 @@ func budgetStatus(a money.Amount) *v1alpha1.Money {
 		return nil
 	}
 	return new(v1alpha1.Money(a.String()))
-}
-
-func findCondition(list []metav1.Condition, kind string) *metav1.Condition {
-	if c := meta.FindStatusCondition(list, kind); c != nil {
-		copied := *c
-		return &copied
-	}
-	return nil
 }

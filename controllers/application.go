@@ -9,6 +9,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
 	"k8s.io/client-go/util/workqueue"
@@ -39,10 +41,11 @@ const (
 
 // ApplicationReconciler reports on Applications, and holds one back from deletion while it has keys.
 type ApplicationReconciler struct {
-	Client   client.Client
-	Recorder events.EventRecorder
-	Clock    clock.PassiveClock
-	Acks     Acks
+	Client    client.Client
+	APIReader client.Reader // reads past the cache, where a stale answer would orphan a key; nil: the manager's, from SetupWithManager on
+	Recorder  events.EventRecorder
+	Clock     clock.PassiveClock
+	Acks      Acks
 }
 
 // Reconcile carries out one Application.
@@ -57,10 +60,7 @@ func (r *ApplicationReconciler) Reconcile(ctx context.Context, req ctrl.Request)
 	}
 	deleting := !app.DeletionTimestamp.IsZero()
 	if deleting && len(keys) == 0 {
-		if !controllerutil.ContainsFinalizer(app, v1alpha1.FinalizerApplication) {
-			return ctrl.Result{}, nil
-		}
-		return retryOnRace(removeFinalizer(ctx, r.Client, app, v1alpha1.FinalizerApplication))
+		return r.release(ctx, app)
 	}
 	if !deleting {
 		if err := addFinalizer(ctx, r.Client, app, v1alpha1.FinalizerApplication); err != nil {
@@ -72,14 +72,9 @@ func (r *ApplicationReconciler) Reconcile(ctx context.Context, req ctrl.Request)
 	status.Keys = new(int32(len(keys)))
 	_, problems := compile.Application(app)
 	list := conditionList{&status.Conditions, app.Generation, r.Clock.Now()}
-	before := findCondition(app.Status.Conditions, v1alpha1.ConditionReady)
-	readyVerdict, stalled := applicationReady(deleting, keys, problems)
-	list.setReady(readyVerdict, stalled)
+	list.setReady(applicationReady(deleting, keys, problems))
 	list.set(v1alpha1.ConditionUsable, applicationUsable(app))
 	list.set(v1alpha1.ConditionEnforced, enforced(app.Status.Conditions, app.Generation, r.Acks.Check(app)))
-	if readyVerdict.reason == v1alpha1.ReasonKeysRemain && (before == nil || before.Reason != v1alpha1.ReasonKeysRemain) {
-		r.Recorder.Eventf(app, nil, corev1.EventTypeWarning, readyVerdict.reason, "Delete", "%s", readyVerdict.message)
-	}
 	if equality.Semantic.DeepEqual(status, &app.Status) {
 		return ctrl.Result{}, nil
 	}
@@ -87,16 +82,36 @@ func (r *ApplicationReconciler) Reconcile(ctx context.Context, req ctrl.Request)
 	if err != nil {
 		return ctrl.Result{}, err
 	}
-	object := applyv1alpha1.Application(app.Name, app.Namespace).WithUID(app.UID).WithStatus(config)
-	return retryOnRace(r.Client.Status().Apply(ctx, object, applicationManager, client.ForceOwnership))
+	object := applyv1alpha1.Application(app.Name, app.Namespace).WithUID(app.UID).WithResourceVersion(app.ResourceVersion).WithStatus(config)
+	if err := r.Client.Status().Apply(ctx, object, applicationManager, client.ForceOwnership); err != nil {
+		return retryOnRace(fmt.Errorf("apply status of application %s/%s: %w", app.Namespace, app.Name, err))
+	}
+	r.announce(app, status.Conditions)
+	return ctrl.Result{}, nil
 }
 
-// retryOnRace looks again where the object has changed meanwhile.
-func retryOnRace(err error) (ctrl.Result, error) {
-	if isRace(err) {
-		return ctrl.Result{RequeueAfter: 100 * time.Millisecond}, nil
+// announce makes an event of a deletion that is held back, once, however many keys go meanwhile.
+func (r *ApplicationReconciler) announce(app *v1alpha1.Application, after []metav1.Condition) {
+	was := meta.FindStatusCondition(app.Status.Conditions, v1alpha1.ConditionReady)
+	c := news(app.Status.Conditions, after, v1alpha1.ConditionReady)
+	if c != nil && c.Reason == v1alpha1.ReasonKeysRemain && (was == nil || was.Reason != c.Reason) {
+		r.Recorder.Eventf(app, nil, corev1.EventTypeWarning, c.Reason, "Delete", "%s", c.Message)
 	}
-	return ctrl.Result{}, err
+}
+
+// release lets an application go, unless a key has come that the cache does not know of yet: only the API server can tell.
+func (r *ApplicationReconciler) release(ctx context.Context, app *v1alpha1.Application) (ctrl.Result, error) {
+	if !controllerutil.ContainsFinalizer(app, v1alpha1.FinalizerApplication) {
+		return ctrl.Result{}, nil
+	}
+	var all v1alpha1.APIKeyList
+	if err := r.APIReader.List(ctx, &all, client.InNamespace(app.Namespace)); err != nil {
+		return ctrl.Result{}, fmt.Errorf("list keys in namespace %s: %w", app.Namespace, err)
+	}
+	if slices.ContainsFunc(all.Items, func(k v1alpha1.APIKey) bool { return k.Spec.ApplicationRef.Name == app.Name }) {
+		return ctrl.Result{RequeueAfter: raceRetry}, nil
+	}
+	return retryOnRace(removeFinalizer(ctx, r.Client, app, v1alpha1.FinalizerApplication))
 }
 
 // keysOf names the APIKeys of an application, sorted.
@@ -117,6 +132,9 @@ func (r *ApplicationReconciler) keysOf(ctx context.Context, app *v1alpha1.Applic
 func (r *ApplicationReconciler) SetupWithManager(mgr ctrl.Manager) error {
 	if r.Acks == nil {
 		return errors.New("set up the application controller: no acks")
+	}
+	if r.APIReader == nil {
+		r.APIReader = mgr.GetAPIReader()
 	}
 	// A thousand keys that come at once are counted a few times, not a thousand times.
 	count := func(k client.Object, q workqueue.TypedRateLimitingInterface[reconcile.Request]) {

@@ -1,8 +1,6 @@
 package controllers
 
 import (
-	"encoding/json"
-	"fmt"
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -80,15 +78,11 @@ func enforced(conditions []metav1.Condition, generation int64, states ...AckStat
 	return no(v1alpha1.ReasonPending, "waiting for the enforcers to acknowledge this generation")
 }
 
-// convert turns a status into the apply configuration that was generated for it: both have the same JSON.
-func convert[T any](status any) (*T, error) {
-	raw, err := json.Marshal(status)
-	if err != nil {
-		return nil, fmt.Errorf("encode status: %w", err)
+// news is a condition that says something else than before; nil: it says the same, or nothing.
+func news(before, after []metav1.Condition, kind string) *metav1.Condition {
+	was, is := meta.FindStatusCondition(before, kind), meta.FindStatusCondition(after, kind)
+	if is == nil || (was != nil && was.Reason == is.Reason && was.Message == is.Message) {
+		return nil
 	}
-	out := new(T)
-	if err := json.Unmarshal(raw, out); err != nil {
-		return nil, fmt.Errorf("convert status: %w", err)
-	}
-	return out, nil
+	return is
 }

@@ -72,7 +72,7 @@ func (r *ModelReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl
 	if err != nil {
 		return ctrl.Result{}, err
 	}
-	return retryOnRace(r.Client.Status().Apply(ctx, applyv1alpha1.Model(model.Name).WithUID(model.UID).WithStatus(config), modelManager, client.ForceOwnership))
+	return retryOnRace(r.Client.Status().Apply(ctx, applyv1alpha1.Model(model.Name).WithUID(model.UID).WithResourceVersion(model.ResourceVersion).WithStatus(config), modelManager, client.ForceOwnership))
 }
 
 // SetupWithManager watches what a model's status depends on.

@@ -3,6 +3,7 @@ package controllers
 import (
 	"fmt"
 
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/latchkey-dev/latchkey/api/v1alpha1"
@@ -19,7 +20,7 @@ func modelReady(model, winner *v1alpha1.Model, provider *v1alpha1.Provider) (v v
 		return ready(problems)
 	}
 	if provider != nil {
-		if c := findCondition(provider.Status.Conditions, v1alpha1.ConditionReady); c == nil || c.Status != metav1.ConditionTrue {
+		if c := meta.FindStatusCondition(provider.Status.Conditions, v1alpha1.ConditionReady); c == nil || c.Status != metav1.ConditionTrue {
 			message := fmt.Sprintf("Provider %s has not been looked at yet", provider.Name)
 			if c != nil {
 				message = fmt.Sprintf("Provider %s is not ready: %s", provider.Name, c.Message)

@@ -66,7 +66,7 @@ func (r *ProviderReconciler) Reconcile(ctx context.Context, req ctrl.Request) (c
 	if err != nil {
 		return ctrl.Result{}, err
 	}
-	return retryOnRace(r.Client.Status().Apply(ctx, applyv1alpha1.Provider(provider.Name).WithUID(provider.UID).WithStatus(config), providerManager, client.ForceOwnership))
+	return retryOnRace(r.Client.Status().Apply(ctx, applyv1alpha1.Provider(provider.Name).WithUID(provider.UID).WithResourceVersion(provider.ResourceVersion).WithStatus(config), providerManager, client.ForceOwnership))
 }
 
 // SetupWithManager watches what a provider's status depends on.

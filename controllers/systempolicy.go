@@ -48,7 +48,7 @@ func (r *SystemPolicyReconciler) Reconcile(ctx context.Context, req ctrl.Request
 	if err != nil {
 		return ctrl.Result{}, err
 	}
-	return retryOnRace(r.Client.Status().Apply(ctx, applyv1alpha1.SystemPolicy(system.Name).WithUID(system.UID).WithStatus(config), systemPolicyManager, client.ForceOwnership))
+	return retryOnRace(r.Client.Status().Apply(ctx, applyv1alpha1.SystemPolicy(system.Name).WithUID(system.UID).WithResourceVersion(system.ResourceVersion).WithStatus(config), systemPolicyManager, client.ForceOwnership))
 }
 
 // SetupWithManager watches the SystemPolicy.

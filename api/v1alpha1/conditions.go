@@ -67,6 +67,8 @@ const (
 	// ReasonRejected goes with Enforced=False: an enforcer refused the configuration; the message quotes it. Also an event.
 	ReasonRejected = "Rejected"
 
+	// ReasonKeyMinted is an event: a key was made, and stands in its Secret.
+	ReasonKeyMinted = "KeyMinted"
 	// ReasonClaimed goes with Revealed=True: somebody took the plaintext.
 	ReasonClaimed = "Claimed"
 	// ReasonRetained goes with Revealed=True: the plaintext stays in the Secret, as asked for by retention: Retain.

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -37,7 +38,7 @@ func Key(k *v1alpha1.APIKey, secret *corev1.Secret) (*policy.Key, []Problem) {
 		Namespace:    k.Namespace,
 		Name:         k.Name,
 		DisplayName:  string(k.Spec.DisplayName),
-		Credentials:  []policy.Credential{{Hash: hash, Prefix: string(secret.Data[v1alpha1.SecretDataKeyPrefix])}},
+		Credentials:  []policy.Credential{{Hash: hash, Prefix: KeyPrefix(secret)}},
 		Application:  k.Spec.ApplicationRef.Name,
 		State:        state(k.Spec.State),
 		Capabilities: capabilities(k.Spec.Capabilities),
@@ -78,7 +79,12 @@ func KeyHash(k *v1alpha1.APIKey, secret *corev1.Secret) (policy.KeyHash, *Proble
 			secret.Name, v1alpha1.LabelAPIKey, k.Name), true}
 	}
 	raw, err := hex.DecodeString(string(secret.Data[v1alpha1.SecretDataKeyHash]))
-	if err != nil || len(raw) != sha256.Size {
+	switch valid := err == nil && len(raw) == sha256.Size; {
+	case !valid && k.Status.SecretName == "":
+		return policy.KeyHash{}, &Problem{v1alpha1.ReasonSecretConflict, fmt.Sprintf(
+			"Secret %s exists, claims to be this key's, and holds no key (its %s is not a SHA-256 in hex): delete that Secret, and the key is minted",
+			secret.Name, v1alpha1.SecretDataKeyHash), true}
+	case !valid:
 		return policy.KeyHash{}, lost("Secret %s holds no key any more (its %s is not a SHA-256 in hex): delete this APIKey and create a new one", secret.Name, v1alpha1.SecretDataKeyHash)
 	}
 	hash := policy.KeyHash(raw)
@@ -86,6 +92,22 @@ func KeyHash(k *v1alpha1.APIKey, secret *corev1.Secret) (policy.KeyHash, *Proble
 		return policy.KeyHash{}, lost("Secret %s holds another key than the one that was minted for this APIKey: restore it, or delete this APIKey and create a new one", secret.Name)
 	}
 	return hash, nil
+}
+
+// maxKeyPrefix bounds what is taken for a prefix, in characters: enough for those that are minted, far too little for a key.
+const maxKeyPrefix = 16
+
+// KeyPrefix reads the key's prefix out of its Secret; empty: there is none. It is shown in status, logs and metrics, and whoever may
+// write the Secret can put anything there: what is not a prefix by its form is left out.
+func KeyPrefix(secret *corev1.Secret) string {
+	prefix := string(secret.Data[v1alpha1.SecretDataKeyPrefix])
+	odd := func(r rune) bool {
+		return r != '_' && (r < '0' || r > '9') && (r < 'A' || r > 'Z') && (r < 'a' || r > 'z')
+	}
+	if len(prefix) > maxKeyPrefix || strings.ContainsFunc(prefix, odd) {
+		return ""
+	}
+	return prefix
 }
 
 func lost(format string, args ...any) *Problem {

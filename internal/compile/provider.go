@@ -39,6 +39,10 @@ func Provider(p *v1alpha1.Provider, secret *corev1.Secret) (*policy.Provider, []
 		RequestTimeout: DefaultRequestTimeout,
 		IdleTimeout:    DefaultIdleTimeout,
 	}
+	if out.Format == policy.FormatUnknown {
+		return nil, []Problem{{v1alpha1.ReasonInvalid, fmt.Sprintf("spec.format: %q is unknown to this version of Latchkey: write %s or %s",
+			p.Spec.Format, v1alpha1.ProviderFormatOpenAI, v1alpha1.ProviderFormatAnthropic), true}}
+	}
 	if err := address(p.Spec.URL, out); err != nil {
 		return nil, []Problem{{v1alpha1.ReasonInvalid, fmt.Sprintf("spec.url: %v", err), true}}
 	}
