@@ -34,7 +34,7 @@ func (r Range) Apply(own Limit) (effective Limit, clamped bool) {
 func KeyLimits(k *Key, sys *System) RateLimits {
 	rpm, _ := sys.RequestsPerMinute.Apply(k.Limits.RequestsPerMinute)
 	tpm, _ := sys.TokensPerMinute.Apply(k.Limits.TokensPerMinute)
-	return RateLimits{RequestsPerMinute: rpm, TokensPerMinute: tpm}
+	return RateLimits{RequestsPerMinute: rpm, TokensPerMinute: tpm, ConcurrentRequests: k.Limits.ConcurrentRequests}
 }
 
 // Clamp is a limit that the system's maximum has cut.
@@ -74,6 +74,7 @@ func EffectiveFor(k *Key, app *Application, sys *System) Effective {
 	}
 	eff.Limits.RequestsPerMinute = eff.Limits.RequestsPerMinute.Tighter(app.Limits.RequestsPerMinute)
 	eff.Limits.TokensPerMinute = eff.Limits.TokensPerMinute.Tighter(app.Limits.TokensPerMinute)
+	eff.Limits.ConcurrentRequests = eff.Limits.ConcurrentRequests.Tighter(app.Limits.ConcurrentRequests)
 	eff.Daily = tighterBudget(eff.Daily, app.Budgets.Daily)
 	eff.Monthly = tighterBudget(eff.Monthly, app.Budgets.Monthly)
 	eff.Capabilities &= app.Capabilities

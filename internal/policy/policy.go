@@ -181,14 +181,17 @@ func (l Limit) Tighter(m Limit) Limit {
 	return min(l, m)
 }
 
-// RateLimits are the limits of any 60 seconds.
+// RateLimits are the limits of any 60 seconds, and of any one moment.
 type RateLimits struct {
-	RequestsPerMinute Limit
-	TokensPerMinute   Limit // input and output together
+	RequestsPerMinute  Limit
+	TokensPerMinute    Limit // input and output together
+	ConcurrentRequests Limit // under way at one time
 }
 
 // NoRateLimits sets none.
-func NoRateLimits() RateLimits { return RateLimits{RequestsPerMinute: Unset, TokensPerMinute: Unset} }
+func NoRateLimits() RateLimits {
+	return RateLimits{RequestsPerMinute: Unset, TokensPerMinute: Unset, ConcurrentRequests: Unset}
+}
 
 // NoBudget is a budget that is not set at this place.
 const NoBudget money.Amount = -1
@@ -218,12 +221,32 @@ type Range struct {
 	Max     Limit
 }
 
+// Unpriced says what becomes of a request whose price is not known, under a budget.
+type Unpriced uint8
+
+// The two ways. The zero value refuses.
+const (
+	UnpricedRefuse Unpriced = iota
+	UnpricedFree
+)
+
+// OnFailure says what becomes of requests while the ledger cannot answer.
+type OnFailure uint8
+
+// The two ways. The zero value refuses.
+const (
+	OnFailureRefuse OnFailure = iota
+	OnFailureAllow            // rate limits still hold, from memory; spend is counted once the ledger answers again
+)
+
 // System is what applies to all keys.
 type System struct {
 	Currency          string // ISO 4217
 	TimeZone          string // IANA
 	RequestsPerMinute Range
 	TokensPerMinute   Range
+	UnpricedModels    Unpriced
+	LedgerFailure     OnFailure
 }
 
 // Application is who is billed, with the ceilings for all its keys.
@@ -277,7 +300,9 @@ type Model struct {
 	Provider        string
 	Format          Format // of the provider
 	UpstreamName    string
+	MaxInputTokens  int64 // 0: not known
 	MaxOutputTokens int64 // 0: not known
+	Prices          Prices
 	Created         time.Time
 }
 
