@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/latchkey-dev/latchkey/internal/ledger/journal"
 	"github.com/latchkey-dev/latchkey/internal/money"
 	"github.com/latchkey-dev/latchkey/internal/policy"
 )
@@ -125,23 +126,10 @@ type Balance struct {
 }
 
 // Row is an account as it is reported, and as it can be started from again.
-type Row struct {
-	ID           string
-	Day          int32 // 20261123
-	Month        int32 // 202611
-	DayUsage     Totals
-	MonthUsage   Totals
-	LastUsed     time.Time
-	BlockedSince time.Time
-}
+type Row = journal.Account
 
 // Totals are what was used in one day or month.
-type Totals struct {
-	Requests  int64
-	Tokens    int64
-	Spent     money.Amount
-	Estimated money.Amount // part of Spent
-}
+type Totals = journal.Totals
 
 // Ledger counts. It is safe for concurrent use.
 type Ledger interface {

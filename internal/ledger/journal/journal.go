@@ -40,8 +40,8 @@ type Open struct {
 
 // Change is what one call to the ledger changes. All of it survives, or nothing.
 type Change struct {
-	Put         *Open // copied by Append
-	Close       uint64 // ID of a reservation that is no longer open; 0: none
+	Put         *Open    // copied by Append
+	Close       uint64   // ID of a reservation that is no longer open; 0: none
 	Key         *Account // copied by Append; nil: unchanged
 	Application *Account // the same
 }
