@@ -103,6 +103,11 @@ type EffectivePolicy struct {
 	// +kubebuilder:validation:Minimum=0
 	TokensPerMinute *int64 `json:"tokensPerMinute,omitempty"`
 
+	// concurrentRequests that applies to the key. Unset: no cap.
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	ConcurrentRequests *int64 `json:"concurrentRequests,omitempty"`
+
 	// dailyBudget is the tightest daily cap, the key's or the Application's. Unset: none.
 	// +optional
 	DailyBudget *Money `json:"dailyBudget,omitempty"`
@@ -171,6 +176,10 @@ type APIKeyStatus struct {
 	// +optional
 	Effective *EffectivePolicy `json:"effective,omitempty"`
 
+	// usage is what the key has used.
+	// +optional
+	Usage *Usage `json:"usage,omitempty"`
+
 	// conditions are Ready, Usable, Enforced, Revealed and, where something needs mending, Stalled.
 	// +optional
 	// +listType=map
@@ -194,8 +203,11 @@ type APIKeyStatus struct {
 // +kubebuilder:printcolumn:name="Revealed",type=string,priority=1,JSONPath=`.status.conditions[?(@.type=="Revealed")].reason`
 // +kubebuilder:printcolumn:name="RPM",type=integer,JSONPath=`.status.effective.requestsPerMinute`
 // +kubebuilder:printcolumn:name="TPM",type=integer,JSONPath=`.status.effective.tokensPerMinute`
+// +kubebuilder:printcolumn:name="Day Spent",type=string,JSONPath=`.status.usage.day.spent`
 // +kubebuilder:printcolumn:name="Daily",type=string,JSONPath=`.status.effective.dailyBudget`
+// +kubebuilder:printcolumn:name="Month Spent",type=string,JSONPath=`.status.usage.month.spent`
 // +kubebuilder:printcolumn:name="Monthly",type=string,JSONPath=`.status.effective.monthlyBudget`
+// +kubebuilder:printcolumn:name="Last Used",type=date,JSONPath=`.status.usage.lastUsedTime`
 // +kubebuilder:printcolumn:name="Expires",type=string,priority=1,JSONPath=`.spec.expirationTime`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 // +kubebuilder:validation:XValidation:rule="size(self.metadata.name) <= 63",message="metadata.name of an APIKey has at most 63 characters"

@@ -39,6 +39,13 @@ type ApplicationSpec struct {
 	// rateLimits caps what all its keys ask for together. Unset: no common limit; each key's own applies.
 	// +optional
 	RateLimits *RateLimits `json:"rateLimits,omitempty"`
+
+	// maxKeys caps how many APIKeys the application can have in force. Unset: no cap. The oldest are; the others wait, unminted, until
+	// there is room, or stop being in force when the cap is lowered below their place.
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=100000
+	MaxKeys *int32 `json:"maxKeys,omitempty"`
 }
 
 // ApplicationStatus says how far the spec has been carried out.
@@ -54,6 +61,10 @@ type ApplicationStatus struct {
 	// +optional
 	// +kubebuilder:validation:Minimum=0
 	Keys *int32 `json:"keys,omitempty"`
+
+	// usage is what all its keys have used together, those that are gone by now included.
+	// +optional
+	Usage *Usage `json:"usage,omitempty"`
 
 	// conditions are Ready, Usable, Enforced and, where something needs mending, Stalled.
 	// +optional
@@ -72,7 +83,9 @@ type ApplicationStatus struct {
 // +kubebuilder:printcolumn:name="Display Name",type=string,JSONPath=`.spec.displayName`
 // +kubebuilder:printcolumn:name="State",type=string,JSONPath=`.spec.state`
 // +kubebuilder:printcolumn:name="Keys",type=integer,JSONPath=`.status.keys`
+// +kubebuilder:printcolumn:name="Day Spent",type=string,JSONPath=`.status.usage.day.spent`
 // +kubebuilder:printcolumn:name="Daily",type=string,JSONPath=`.spec.budgets.daily`
+// +kubebuilder:printcolumn:name="Month Spent",type=string,JSONPath=`.status.usage.month.spent`
 // +kubebuilder:printcolumn:name="Monthly",type=string,JSONPath=`.spec.budgets.monthly`
 // +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
 // +kubebuilder:printcolumn:name="Reason",type=string,priority=1,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`

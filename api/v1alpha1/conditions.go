@@ -60,6 +60,11 @@ const (
 	// ReasonBudgetExhausted goes with Usable=False: a budget of the key or of its application is spent.
 	ReasonBudgetExhausted = "BudgetExhausted"
 
+	// ReasonBudgetNearlyExhausted is an event: 80 % of a budget are spent.
+	ReasonBudgetNearlyExhausted = "BudgetNearlyExhausted"
+	// ReasonMaxKeysReached goes with Ready=False and Usable=False: the Application has as many older keys as its maxKeys allows.
+	ReasonMaxKeysReached = "MaxKeysReached"
+
 	// ReasonAcknowledged goes with Enforced=True.
 	ReasonAcknowledged = "Acknowledged"
 	// ReasonNoEnforcers goes with Enforced=False: no enforcer is connected.

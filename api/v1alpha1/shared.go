@@ -1,5 +1,9 @@
 package v1alpha1
 
+import (
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
 // State says whether an object is in force.
 //
 // +kubebuilder:validation:Enum=Enabled;Disabled
@@ -129,7 +133,69 @@ type RateLimits struct {
 	// +kubebuilder:validation:Minimum=0
 	// +kubebuilder:validation:Maximum=1000000000000
 	TokensPerMinute *int64 `json:"tokensPerMinute,omitempty"`
+
+	// concurrentRequests caps the requests that are under way at one time. Unset: no cap. 0 refuses everything.
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=1000000
+	ConcurrentRequests *int64 `json:"concurrentRequests,omitempty"`
 }
+
+// UsageTotals is what was used in one day or month.
+type UsageTotals struct {
+	// period is the day or the month, in the SystemPolicy's time zone: 2026-11-23 or 2026-11.
+	// +required
+	// +kubebuilder:validation:MinLength=7
+	// +kubebuilder:validation:MaxLength=10
+	Period string `json:"period,omitempty"`
+
+	// requests that providers answered, streams that broke off included.
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	Requests int64 `json:"requests,omitempty"`
+
+	// tokens of input and output together.
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	Tokens int64 `json:"tokens,omitempty"`
+
+	// spent is the price of it, in the SystemPolicy's currency.
+	// +optional
+	Spent Spend `json:"spent,omitempty"`
+
+	// estimated is the part of spent that providers did not report, and that was reckoned from what was delivered. Unset: none.
+	// +optional
+	Estimated Spend `json:"estimated,omitempty"`
+}
+
+// Usage is what was used, as the enforcer's ledger last reported it. It can be some seconds behind, and minutes where thousands of keys
+// are busy; GET /v1/key on the gateway, with the key itself, tells what the ledger knows now.
+//
+// +kubebuilder:validation:MinProperties=1
+type Usage struct {
+	// day is the latest day in which something was used.
+	// +optional
+	Day *UsageTotals `json:"day,omitempty"`
+
+	// month is the latest month in which something was used.
+	// +optional
+	Month *UsageTotals `json:"month,omitempty"`
+
+	// lastUsedTime is when a request was last answered.
+	// +optional
+	LastUsedTime *metav1.Time `json:"lastUsedTime,omitempty"`
+
+	// blockedTime is when a budget was found to be used up. Unset: none is.
+	// +optional
+	BlockedTime *metav1.Time `json:"blockedTime,omitempty"`
+}
+
+// Spend is an amount that was spent, as a decimal string such as "12.5".
+//
+// +kubebuilder:validation:MinLength=1
+// +kubebuilder:validation:MaxLength=20
+// +kubebuilder:validation:XValidation:rule="self.matches('^[0-9]{1,10}([.][0-9]{1,9})?$')",message="an amount that was spent is a decimal string that is not negative"
+type Spend string
 
 // DisplayName is a name for people, of 2 to 50 characters. The upper bound is a rule and MaxLength lies above it, since the
 // API server's own message for MaxLength speaks of bytes, which it does not count.

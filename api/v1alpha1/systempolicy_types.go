@@ -64,6 +64,45 @@ type RevealPolicy struct {
 	Retain RetainPolicy `json:"retain,omitempty"`
 }
 
+// UnpricedPolicy says what becomes of a request whose price is not known, under a budget.
+//
+// +kubebuilder:validation:Enum=Refuse;CountAsFree
+type UnpricedPolicy string
+
+// The two ways.
+const (
+	UnpricedRefuse      UnpricedPolicy = "Refuse"
+	UnpricedCountAsFree UnpricedPolicy = "CountAsFree"
+)
+
+// LedgerFailurePolicy says what becomes of requests while the ledger cannot answer.
+//
+// +kubebuilder:validation:Enum=Refuse;Allow
+type LedgerFailurePolicy string
+
+// The two ways.
+const (
+	LedgerFailureRefuse LedgerFailurePolicy = "Refuse"
+	LedgerFailureAllow  LedgerFailurePolicy = "Allow"
+)
+
+// BudgetPolicy says how budgets treat what they cannot know.
+//
+// +kubebuilder:validation:MinProperties=1
+type BudgetPolicy struct {
+	// unpricedModels is Refuse (the default) or CountAsFree: what becomes of a request, under a budget of its key or application, whose
+	// model has no price for what it asks for.
+	// +optional
+	// +kubebuilder:default=Refuse
+	UnpricedModels UnpricedPolicy `json:"unpricedModels,omitempty"`
+
+	// onLedgerFailure is Refuse (the default) or Allow: what becomes of requests while the ledger cannot write, as with a full disk.
+	// Allow lets them pass by what is in memory; should the enforcer end before the ledger can write again, their cost is forgotten.
+	// +optional
+	// +kubebuilder:default=Refuse
+	OnLedgerFailure LedgerFailurePolicy `json:"onLedgerFailure,omitempty"`
+}
+
 // SystemPolicySpec holds what applies to all keys.
 //
 // +kubebuilder:validation:MinProperties=1
@@ -87,6 +126,10 @@ type SystemPolicySpec struct {
 	// rateLimits are the defaults and caps of rate limits for all keys.
 	// +optional
 	RateLimits *SystemRateLimits `json:"rateLimits,omitempty"`
+
+	// budgets says how budgets treat what they cannot know.
+	// +optional
+	Budgets *BudgetPolicy `json:"budgets,omitempty"`
 
 	// reveal says how plaintext keys are handed out.
 	// +optional

@@ -245,6 +245,106 @@ func (Enforcement) EnumDescriptor() ([]byte, []int) {
 	return file_api_keyset_v1_keyset_proto_rawDescGZIP(), []int{3}
 }
 
+// Unpriced says what becomes of a request whose price is not known, under a budget. An enforcer refuses what it does not know.
+type Unpriced int32
+
+const (
+	Unpriced_UNPRICED_UNSPECIFIED Unpriced = 0
+	Unpriced_UNPRICED_REFUSE      Unpriced = 1
+	Unpriced_UNPRICED_FREE        Unpriced = 2
+)
+
+// Enum value maps for Unpriced.
+var (
+	Unpriced_name = map[int32]string{
+		0: "UNPRICED_UNSPECIFIED",
+		1: "UNPRICED_REFUSE",
+		2: "UNPRICED_FREE",
+	}
+	Unpriced_value = map[string]int32{
+		"UNPRICED_UNSPECIFIED": 0,
+		"UNPRICED_REFUSE":      1,
+		"UNPRICED_FREE":        2,
+	}
+)
+
+func (x Unpriced) Enum() *Unpriced {
+	p := new(Unpriced)
+	*p = x
+	return p
+}
+
+func (x Unpriced) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Unpriced) Descriptor() protoreflect.EnumDescriptor {
+	return file_api_keyset_v1_keyset_proto_enumTypes[4].Descriptor()
+}
+
+func (Unpriced) Type() protoreflect.EnumType {
+	return &file_api_keyset_v1_keyset_proto_enumTypes[4]
+}
+
+func (x Unpriced) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Unpriced.Descriptor instead.
+func (Unpriced) EnumDescriptor() ([]byte, []int) {
+	return file_api_keyset_v1_keyset_proto_rawDescGZIP(), []int{4}
+}
+
+// LedgerFailure says what becomes of requests while the ledger cannot answer. An enforcer refuses what it does not know.
+type LedgerFailure int32
+
+const (
+	LedgerFailure_LEDGER_FAILURE_UNSPECIFIED LedgerFailure = 0
+	LedgerFailure_LEDGER_FAILURE_REFUSE      LedgerFailure = 1
+	LedgerFailure_LEDGER_FAILURE_ALLOW       LedgerFailure = 2
+)
+
+// Enum value maps for LedgerFailure.
+var (
+	LedgerFailure_name = map[int32]string{
+		0: "LEDGER_FAILURE_UNSPECIFIED",
+		1: "LEDGER_FAILURE_REFUSE",
+		2: "LEDGER_FAILURE_ALLOW",
+	}
+	LedgerFailure_value = map[string]int32{
+		"LEDGER_FAILURE_UNSPECIFIED": 0,
+		"LEDGER_FAILURE_REFUSE":      1,
+		"LEDGER_FAILURE_ALLOW":       2,
+	}
+)
+
+func (x LedgerFailure) Enum() *LedgerFailure {
+	p := new(LedgerFailure)
+	*p = x
+	return p
+}
+
+func (x LedgerFailure) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (LedgerFailure) Descriptor() protoreflect.EnumDescriptor {
+	return file_api_keyset_v1_keyset_proto_enumTypes[5].Descriptor()
+}
+
+func (LedgerFailure) Type() protoreflect.EnumType {
+	return &file_api_keyset_v1_keyset_proto_enumTypes[5]
+}
+
+func (x LedgerFailure) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use LedgerFailure.Descriptor instead.
+func (LedgerFailure) EnumDescriptor() ([]byte, []int) {
+	return file_api_keyset_v1_keyset_proto_rawDescGZIP(), []int{5}
+}
+
 // Entry is the one resource type of the key set.
 type Entry struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -429,13 +529,14 @@ func (x *ModelScope) GetNames() []string {
 	return nil
 }
 
-// Limits of requests and tokens in any 60 seconds. Absent: not set at this place. 0 refuses.
+// Limits of requests and tokens in any 60 seconds, and of requests at one time. Absent: not set at this place. 0 refuses.
 type Limits struct {
-	state             protoimpl.MessageState `protogen:"open.v1"`
-	RequestsPerMinute *int64                 `protobuf:"varint,1,opt,name=requests_per_minute,json=requestsPerMinute,proto3,oneof" json:"requests_per_minute,omitempty"`
-	TokensPerMinute   *int64                 `protobuf:"varint,2,opt,name=tokens_per_minute,json=tokensPerMinute,proto3,oneof" json:"tokens_per_minute,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	RequestsPerMinute  *int64                 `protobuf:"varint,1,opt,name=requests_per_minute,json=requestsPerMinute,proto3,oneof" json:"requests_per_minute,omitempty"`
+	TokensPerMinute    *int64                 `protobuf:"varint,2,opt,name=tokens_per_minute,json=tokensPerMinute,proto3,oneof" json:"tokens_per_minute,omitempty"`
+	ConcurrentRequests *int64                 `protobuf:"varint,3,opt,name=concurrent_requests,json=concurrentRequests,proto3,oneof" json:"concurrent_requests,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *Limits) Reset() {
@@ -478,6 +579,13 @@ func (x *Limits) GetRequestsPerMinute() int64 {
 func (x *Limits) GetTokensPerMinute() int64 {
 	if x != nil && x.TokensPerMinute != nil {
 		return *x.TokensPerMinute
+	}
+	return 0
+}
+
+func (x *Limits) GetConcurrentRequests() int64 {
+	if x != nil && x.ConcurrentRequests != nil {
+		return *x.ConcurrentRequests
 	}
 	return 0
 }
@@ -603,6 +711,8 @@ type System struct {
 	TimeZone          string                 `protobuf:"bytes,2,opt,name=time_zone,json=timeZone,proto3" json:"time_zone,omitempty"`
 	RequestsPerMinute *Range                 `protobuf:"bytes,3,opt,name=requests_per_minute,json=requestsPerMinute,proto3" json:"requests_per_minute,omitempty"`
 	TokensPerMinute   *Range                 `protobuf:"bytes,4,opt,name=tokens_per_minute,json=tokensPerMinute,proto3" json:"tokens_per_minute,omitempty"`
+	UnpricedModels    Unpriced               `protobuf:"varint,5,opt,name=unpriced_models,json=unpricedModels,proto3,enum=latchkey.keyset.v1.Unpriced" json:"unpriced_models,omitempty"`
+	LedgerFailure     LedgerFailure          `protobuf:"varint,6,opt,name=ledger_failure,json=ledgerFailure,proto3,enum=latchkey.keyset.v1.LedgerFailure" json:"ledger_failure,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -663,6 +773,20 @@ func (x *System) GetTokensPerMinute() *Range {
 		return x.TokensPerMinute
 	}
 	return nil
+}
+
+func (x *System) GetUnpricedModels() Unpriced {
+	if x != nil {
+		return x.UnpricedModels
+	}
+	return Unpriced_UNPRICED_UNSPECIFIED
+}
+
+func (x *System) GetLedgerFailure() LedgerFailure {
+	if x != nil {
+		return x.LedgerFailure
+	}
+	return LedgerFailure_LEDGER_FAILURE_UNSPECIFIED
 }
 
 // Application is who is billed, with the ceilings for all its keys.
@@ -978,8 +1102,12 @@ type Model struct {
 	// The most tokens that one answer can hold; 0: not known.
 	MaxOutputTokens int64                  `protobuf:"varint,6,opt,name=max_output_tokens,json=maxOutputTokens,proto3" json:"max_output_tokens,omitempty"`
 	CreationTime    *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=creation_time,json=creationTime,proto3" json:"creation_time,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// The most tokens that one request can hold; 0: not known.
+	MaxInputTokens int64 `protobuf:"varint,8,opt,name=max_input_tokens,json=maxInputTokens,proto3" json:"max_input_tokens,omitempty"`
+	// Absent: none.
+	Prices        *Prices `protobuf:"bytes,9,opt,name=prices,proto3" json:"prices,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Model) Reset() {
@@ -1061,6 +1189,225 @@ func (x *Model) GetCreationTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Model) GetMaxInputTokens() int64 {
+	if x != nil {
+		return x.MaxInputTokens
+	}
+	return 0
+}
+
+func (x *Model) GetPrices() *Prices {
+	if x != nil {
+		return x.Prices
+	}
+	return nil
+}
+
+// Prices in nano-units of the system's currency. Absent: not set.
+type Prices struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Per million tokens.
+	Input             *int64 `protobuf:"varint,1,opt,name=input,proto3,oneof" json:"input,omitempty"`
+	CachedInput       *int64 `protobuf:"varint,2,opt,name=cached_input,json=cachedInput,proto3,oneof" json:"cached_input,omitempty"`
+	CacheWrite        *int64 `protobuf:"varint,3,opt,name=cache_write,json=cacheWrite,proto3,oneof" json:"cache_write,omitempty"`
+	CacheWriteOneHour *int64 `protobuf:"varint,4,opt,name=cache_write_one_hour,json=cacheWriteOneHour,proto3,oneof" json:"cache_write_one_hour,omitempty"`
+	Output            *int64 `protobuf:"varint,5,opt,name=output,proto3,oneof" json:"output,omitempty"`
+	AudioInput        *int64 `protobuf:"varint,6,opt,name=audio_input,json=audioInput,proto3,oneof" json:"audio_input,omitempty"`
+	AudioOutput       *int64 `protobuf:"varint,7,opt,name=audio_output,json=audioOutput,proto3,oneof" json:"audio_output,omitempty"`
+	ImageInput        *int64 `protobuf:"varint,8,opt,name=image_input,json=imageInput,proto3,oneof" json:"image_input,omitempty"`
+	ImageOutput       *int64 `protobuf:"varint,9,opt,name=image_output,json=imageOutput,proto3,oneof" json:"image_output,omitempty"`
+	// Per image; the first that fits counts.
+	Images               []*ImagePrice `protobuf:"bytes,10,rep,name=images,proto3" json:"images,omitempty"`
+	PerMillionCharacters *int64        `protobuf:"varint,11,opt,name=per_million_characters,json=perMillionCharacters,proto3,oneof" json:"per_million_characters,omitempty"`
+	// Per minute of audio.
+	PerMinute     *int64 `protobuf:"varint,12,opt,name=per_minute,json=perMinute,proto3,oneof" json:"per_minute,omitempty"`
+	PerSearch     *int64 `protobuf:"varint,13,opt,name=per_search,json=perSearch,proto3,oneof" json:"per_search,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Prices) Reset() {
+	*x = Prices{}
+	mi := &file_api_keyset_v1_keyset_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Prices) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Prices) ProtoMessage() {}
+
+func (x *Prices) ProtoReflect() protoreflect.Message {
+	mi := &file_api_keyset_v1_keyset_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Prices.ProtoReflect.Descriptor instead.
+func (*Prices) Descriptor() ([]byte, []int) {
+	return file_api_keyset_v1_keyset_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Prices) GetInput() int64 {
+	if x != nil && x.Input != nil {
+		return *x.Input
+	}
+	return 0
+}
+
+func (x *Prices) GetCachedInput() int64 {
+	if x != nil && x.CachedInput != nil {
+		return *x.CachedInput
+	}
+	return 0
+}
+
+func (x *Prices) GetCacheWrite() int64 {
+	if x != nil && x.CacheWrite != nil {
+		return *x.CacheWrite
+	}
+	return 0
+}
+
+func (x *Prices) GetCacheWriteOneHour() int64 {
+	if x != nil && x.CacheWriteOneHour != nil {
+		return *x.CacheWriteOneHour
+	}
+	return 0
+}
+
+func (x *Prices) GetOutput() int64 {
+	if x != nil && x.Output != nil {
+		return *x.Output
+	}
+	return 0
+}
+
+func (x *Prices) GetAudioInput() int64 {
+	if x != nil && x.AudioInput != nil {
+		return *x.AudioInput
+	}
+	return 0
+}
+
+func (x *Prices) GetAudioOutput() int64 {
+	if x != nil && x.AudioOutput != nil {
+		return *x.AudioOutput
+	}
+	return 0
+}
+
+func (x *Prices) GetImageInput() int64 {
+	if x != nil && x.ImageInput != nil {
+		return *x.ImageInput
+	}
+	return 0
+}
+
+func (x *Prices) GetImageOutput() int64 {
+	if x != nil && x.ImageOutput != nil {
+		return *x.ImageOutput
+	}
+	return 0
+}
+
+func (x *Prices) GetImages() []*ImagePrice {
+	if x != nil {
+		return x.Images
+	}
+	return nil
+}
+
+func (x *Prices) GetPerMillionCharacters() int64 {
+	if x != nil && x.PerMillionCharacters != nil {
+		return *x.PerMillionCharacters
+	}
+	return 0
+}
+
+func (x *Prices) GetPerMinute() int64 {
+	if x != nil && x.PerMinute != nil {
+		return *x.PerMinute
+	}
+	return 0
+}
+
+func (x *Prices) GetPerSearch() int64 {
+	if x != nil && x.PerSearch != nil {
+		return *x.PerSearch
+	}
+	return 0
+}
+
+// ImagePrice is the price of one image. An empty size or quality is any.
+type ImagePrice struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Size          string                 `protobuf:"bytes,1,opt,name=size,proto3" json:"size,omitempty"`
+	Quality       string                 `protobuf:"bytes,2,opt,name=quality,proto3" json:"quality,omitempty"`
+	Price         int64                  `protobuf:"varint,3,opt,name=price,proto3" json:"price,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImagePrice) Reset() {
+	*x = ImagePrice{}
+	mi := &file_api_keyset_v1_keyset_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImagePrice) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImagePrice) ProtoMessage() {}
+
+func (x *ImagePrice) ProtoReflect() protoreflect.Message {
+	mi := &file_api_keyset_v1_keyset_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImagePrice.ProtoReflect.Descriptor instead.
+func (*ImagePrice) Descriptor() ([]byte, []int) {
+	return file_api_keyset_v1_keyset_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ImagePrice) GetSize() string {
+	if x != nil {
+		return x.Size
+	}
+	return ""
+}
+
+func (x *ImagePrice) GetQuality() string {
+	if x != nil {
+		return x.Quality
+	}
+	return ""
+}
+
+func (x *ImagePrice) GetPrice() int64 {
+	if x != nil {
+		return x.Price
+	}
+	return 0
+}
+
 // Sync ends a first synchronisation: everything that was in force when it began has been sent.
 type Sync struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1072,7 +1419,7 @@ type Sync struct {
 
 func (x *Sync) Reset() {
 	*x = Sync{}
-	mi := &file_api_keyset_v1_keyset_proto_msgTypes[10]
+	mi := &file_api_keyset_v1_keyset_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1084,7 +1431,7 @@ func (x *Sync) String() string {
 func (*Sync) ProtoMessage() {}
 
 func (x *Sync) ProtoReflect() protoreflect.Message {
-	mi := &file_api_keyset_v1_keyset_proto_msgTypes[10]
+	mi := &file_api_keyset_v1_keyset_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1097,7 +1444,7 @@ func (x *Sync) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sync.ProtoReflect.Descriptor instead.
 func (*Sync) Descriptor() ([]byte, []int) {
-	return file_api_keyset_v1_keyset_proto_rawDescGZIP(), []int{10}
+	return file_api_keyset_v1_keyset_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Sync) GetPosition() uint64 {
@@ -1122,12 +1469,14 @@ const file_api_keyset_v1_keyset_proto_rawDesc = "" +
 	"\n" +
 	"ModelScope\x12\x10\n" +
 	"\x03all\x18\x01 \x01(\bR\x03all\x12\x14\n" +
-	"\x05names\x18\x02 \x03(\tR\x05names\"\x9c\x01\n" +
+	"\x05names\x18\x02 \x03(\tR\x05names\"\xea\x01\n" +
 	"\x06Limits\x123\n" +
 	"\x13requests_per_minute\x18\x01 \x01(\x03H\x00R\x11requestsPerMinute\x88\x01\x01\x12/\n" +
-	"\x11tokens_per_minute\x18\x02 \x01(\x03H\x01R\x0ftokensPerMinute\x88\x01\x01B\x16\n" +
+	"\x11tokens_per_minute\x18\x02 \x01(\x03H\x01R\x0ftokensPerMinute\x88\x01\x01\x124\n" +
+	"\x13concurrent_requests\x18\x03 \x01(\x03H\x02R\x12concurrentRequests\x88\x01\x01B\x16\n" +
 	"\x14_requests_per_minuteB\x14\n" +
-	"\x12_tokens_per_minute\"\xbe\x01\n" +
+	"\x12_tokens_per_minuteB\x16\n" +
+	"\x14_concurrent_requests\"\xbe\x01\n" +
 	"\aBudgets\x12$\n" +
 	"\vdaily_nanos\x18\x01 \x01(\x03H\x00R\n" +
 	"dailyNanos\x88\x01\x01\x12(\n" +
@@ -1137,12 +1486,14 @@ const file_api_keyset_v1_keyset_proto_rawDesc = "" +
 	"\x0e_monthly_nanos\"3\n" +
 	"\x05Range\x12\x18\n" +
 	"\adefault\x18\x01 \x01(\x03R\adefault\x12\x10\n" +
-	"\x03max\x18\x02 \x01(\x03R\x03max\"\xd3\x01\n" +
+	"\x03max\x18\x02 \x01(\x03R\x03max\"\xe4\x02\n" +
 	"\x06System\x12\x1a\n" +
 	"\bcurrency\x18\x01 \x01(\tR\bcurrency\x12\x1b\n" +
 	"\ttime_zone\x18\x02 \x01(\tR\btimeZone\x12I\n" +
 	"\x13requests_per_minute\x18\x03 \x01(\v2\x19.latchkey.keyset.v1.RangeR\x11requestsPerMinute\x12E\n" +
-	"\x11tokens_per_minute\x18\x04 \x01(\v2\x19.latchkey.keyset.v1.RangeR\x0ftokensPerMinute\"\x8c\x03\n" +
+	"\x11tokens_per_minute\x18\x04 \x01(\v2\x19.latchkey.keyset.v1.RangeR\x0ftokensPerMinute\x12E\n" +
+	"\x0funpriced_models\x18\x05 \x01(\x0e2\x1c.latchkey.keyset.v1.UnpricedR\x0eunpricedModels\x12H\n" +
+	"\x0eledger_failure\x18\x06 \x01(\x0e2!.latchkey.keyset.v1.LedgerFailureR\rledgerFailure\"\x8c\x03\n" +
 	"\vApplication\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
@@ -1170,7 +1521,7 @@ const file_api_keyset_v1_keyset_proto_rawDesc = "" +
 	"\x06models\x18\n" +
 	" \x01(\v2\x1e.latchkey.keyset.v1.ModelScopeR\x06models\x122\n" +
 	"\x06limits\x18\v \x01(\v2\x1a.latchkey.keyset.v1.LimitsR\x06limits\x125\n" +
-	"\abudgets\x18\f \x01(\v2\x1b.latchkey.keyset.v1.BudgetsR\abudgets\"\xc1\x02\n" +
+	"\abudgets\x18\f \x01(\v2\x1b.latchkey.keyset.v1.BudgetsR\abudgets\"\x9f\x03\n" +
 	"\x05Model\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12B\n" +
 	"\fcapabilities\x18\x02 \x03(\x0e2\x1e.latchkey.keyset.v1.CapabilityR\fcapabilities\x12\x1a\n" +
@@ -1178,7 +1529,47 @@ const file_api_keyset_v1_keyset_proto_rawDesc = "" +
 	"\x06format\x18\x04 \x01(\x0e2\x1a.latchkey.keyset.v1.FormatR\x06format\x12#\n" +
 	"\rupstream_name\x18\x05 \x01(\tR\fupstreamName\x12*\n" +
 	"\x11max_output_tokens\x18\x06 \x01(\x03R\x0fmaxOutputTokens\x12?\n" +
-	"\rcreation_time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\fcreationTime\"\"\n" +
+	"\rcreation_time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\fcreationTime\x12(\n" +
+	"\x10max_input_tokens\x18\b \x01(\x03R\x0emaxInputTokens\x122\n" +
+	"\x06prices\x18\t \x01(\v2\x1a.latchkey.keyset.v1.PricesR\x06prices\"\xe5\x05\n" +
+	"\x06Prices\x12\x19\n" +
+	"\x05input\x18\x01 \x01(\x03H\x00R\x05input\x88\x01\x01\x12&\n" +
+	"\fcached_input\x18\x02 \x01(\x03H\x01R\vcachedInput\x88\x01\x01\x12$\n" +
+	"\vcache_write\x18\x03 \x01(\x03H\x02R\n" +
+	"cacheWrite\x88\x01\x01\x124\n" +
+	"\x14cache_write_one_hour\x18\x04 \x01(\x03H\x03R\x11cacheWriteOneHour\x88\x01\x01\x12\x1b\n" +
+	"\x06output\x18\x05 \x01(\x03H\x04R\x06output\x88\x01\x01\x12$\n" +
+	"\vaudio_input\x18\x06 \x01(\x03H\x05R\n" +
+	"audioInput\x88\x01\x01\x12&\n" +
+	"\faudio_output\x18\a \x01(\x03H\x06R\vaudioOutput\x88\x01\x01\x12$\n" +
+	"\vimage_input\x18\b \x01(\x03H\aR\n" +
+	"imageInput\x88\x01\x01\x12&\n" +
+	"\fimage_output\x18\t \x01(\x03H\bR\vimageOutput\x88\x01\x01\x126\n" +
+	"\x06images\x18\n" +
+	" \x03(\v2\x1e.latchkey.keyset.v1.ImagePriceR\x06images\x129\n" +
+	"\x16per_million_characters\x18\v \x01(\x03H\tR\x14perMillionCharacters\x88\x01\x01\x12\"\n" +
+	"\n" +
+	"per_minute\x18\f \x01(\x03H\n" +
+	"R\tperMinute\x88\x01\x01\x12\"\n" +
+	"\n" +
+	"per_search\x18\r \x01(\x03H\vR\tperSearch\x88\x01\x01B\b\n" +
+	"\x06_inputB\x0f\n" +
+	"\r_cached_inputB\x0e\n" +
+	"\f_cache_writeB\x17\n" +
+	"\x15_cache_write_one_hourB\t\n" +
+	"\a_outputB\x0e\n" +
+	"\f_audio_inputB\x0f\n" +
+	"\r_audio_outputB\x0e\n" +
+	"\f_image_inputB\x0f\n" +
+	"\r_image_outputB\x19\n" +
+	"\x17_per_million_charactersB\r\n" +
+	"\v_per_minuteB\r\n" +
+	"\v_per_search\"P\n" +
+	"\n" +
+	"ImagePrice\x12\x12\n" +
+	"\x04size\x18\x01 \x01(\tR\x04size\x12\x18\n" +
+	"\aquality\x18\x02 \x01(\tR\aquality\x12\x14\n" +
+	"\x05price\x18\x03 \x01(\x03R\x05price\"\"\n" +
 	"\x04Sync\x12\x1a\n" +
 	"\bposition\x18\x01 \x01(\x04R\bposition*E\n" +
 	"\x05State\x12\x15\n" +
@@ -1201,7 +1592,15 @@ const file_api_keyset_v1_keyset_proto_rawDesc = "" +
 	"\vEnforcement\x12\x1b\n" +
 	"\x17ENFORCEMENT_UNSPECIFIED\x10\x00\x12\x1d\n" +
 	"\x19ENFORCEMENT_UNTIL_REACHED\x10\x01\x12\x16\n" +
-	"\x12ENFORCEMENT_STRICT\x10\x02B9Z7github.com/latchkey-dev/latchkey/api/keyset/v1;keysetv1b\x06proto3"
+	"\x12ENFORCEMENT_STRICT\x10\x02*L\n" +
+	"\bUnpriced\x12\x18\n" +
+	"\x14UNPRICED_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fUNPRICED_REFUSE\x10\x01\x12\x11\n" +
+	"\rUNPRICED_FREE\x10\x02*d\n" +
+	"\rLedgerFailure\x12\x1e\n" +
+	"\x1aLEDGER_FAILURE_UNSPECIFIED\x10\x00\x12\x19\n" +
+	"\x15LEDGER_FAILURE_REFUSE\x10\x01\x12\x18\n" +
+	"\x14LEDGER_FAILURE_ALLOW\x10\x02B9Z7github.com/latchkey-dev/latchkey/api/keyset/v1;keysetv1b\x06proto3"
 
 var (
 	file_api_keyset_v1_keyset_proto_rawDescOnce sync.Once
@@ -1215,55 +1614,63 @@ func file_api_keyset_v1_keyset_proto_rawDescGZIP() []byte {
 	return file_api_keyset_v1_keyset_proto_rawDescData
 }
 
-var file_api_keyset_v1_keyset_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_api_keyset_v1_keyset_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_api_keyset_v1_keyset_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
+var file_api_keyset_v1_keyset_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_api_keyset_v1_keyset_proto_goTypes = []any{
 	(State)(0),                    // 0: latchkey.keyset.v1.State
 	(Capability)(0),               // 1: latchkey.keyset.v1.Capability
 	(Format)(0),                   // 2: latchkey.keyset.v1.Format
 	(Enforcement)(0),              // 3: latchkey.keyset.v1.Enforcement
-	(*Entry)(nil),                 // 4: latchkey.keyset.v1.Entry
-	(*ModelScope)(nil),            // 5: latchkey.keyset.v1.ModelScope
-	(*Limits)(nil),                // 6: latchkey.keyset.v1.Limits
-	(*Budgets)(nil),               // 7: latchkey.keyset.v1.Budgets
-	(*Range)(nil),                 // 8: latchkey.keyset.v1.Range
-	(*System)(nil),                // 9: latchkey.keyset.v1.System
-	(*Application)(nil),           // 10: latchkey.keyset.v1.Application
-	(*Credential)(nil),            // 11: latchkey.keyset.v1.Credential
-	(*Key)(nil),                   // 12: latchkey.keyset.v1.Key
-	(*Model)(nil),                 // 13: latchkey.keyset.v1.Model
-	(*Sync)(nil),                  // 14: latchkey.keyset.v1.Sync
-	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
+	(Unpriced)(0),                 // 4: latchkey.keyset.v1.Unpriced
+	(LedgerFailure)(0),            // 5: latchkey.keyset.v1.LedgerFailure
+	(*Entry)(nil),                 // 6: latchkey.keyset.v1.Entry
+	(*ModelScope)(nil),            // 7: latchkey.keyset.v1.ModelScope
+	(*Limits)(nil),                // 8: latchkey.keyset.v1.Limits
+	(*Budgets)(nil),               // 9: latchkey.keyset.v1.Budgets
+	(*Range)(nil),                 // 10: latchkey.keyset.v1.Range
+	(*System)(nil),                // 11: latchkey.keyset.v1.System
+	(*Application)(nil),           // 12: latchkey.keyset.v1.Application
+	(*Credential)(nil),            // 13: latchkey.keyset.v1.Credential
+	(*Key)(nil),                   // 14: latchkey.keyset.v1.Key
+	(*Model)(nil),                 // 15: latchkey.keyset.v1.Model
+	(*Prices)(nil),                // 16: latchkey.keyset.v1.Prices
+	(*ImagePrice)(nil),            // 17: latchkey.keyset.v1.ImagePrice
+	(*Sync)(nil),                  // 18: latchkey.keyset.v1.Sync
+	(*timestamppb.Timestamp)(nil), // 19: google.protobuf.Timestamp
 }
 var file_api_keyset_v1_keyset_proto_depIdxs = []int32{
-	9,  // 0: latchkey.keyset.v1.Entry.system:type_name -> latchkey.keyset.v1.System
-	10, // 1: latchkey.keyset.v1.Entry.application:type_name -> latchkey.keyset.v1.Application
-	12, // 2: latchkey.keyset.v1.Entry.key:type_name -> latchkey.keyset.v1.Key
-	13, // 3: latchkey.keyset.v1.Entry.model:type_name -> latchkey.keyset.v1.Model
-	14, // 4: latchkey.keyset.v1.Entry.sync:type_name -> latchkey.keyset.v1.Sync
+	11, // 0: latchkey.keyset.v1.Entry.system:type_name -> latchkey.keyset.v1.System
+	12, // 1: latchkey.keyset.v1.Entry.application:type_name -> latchkey.keyset.v1.Application
+	14, // 2: latchkey.keyset.v1.Entry.key:type_name -> latchkey.keyset.v1.Key
+	15, // 3: latchkey.keyset.v1.Entry.model:type_name -> latchkey.keyset.v1.Model
+	18, // 4: latchkey.keyset.v1.Entry.sync:type_name -> latchkey.keyset.v1.Sync
 	3,  // 5: latchkey.keyset.v1.Budgets.enforcement:type_name -> latchkey.keyset.v1.Enforcement
-	8,  // 6: latchkey.keyset.v1.System.requests_per_minute:type_name -> latchkey.keyset.v1.Range
-	8,  // 7: latchkey.keyset.v1.System.tokens_per_minute:type_name -> latchkey.keyset.v1.Range
-	0,  // 8: latchkey.keyset.v1.Application.state:type_name -> latchkey.keyset.v1.State
-	1,  // 9: latchkey.keyset.v1.Application.capabilities:type_name -> latchkey.keyset.v1.Capability
-	5,  // 10: latchkey.keyset.v1.Application.models:type_name -> latchkey.keyset.v1.ModelScope
-	6,  // 11: latchkey.keyset.v1.Application.limits:type_name -> latchkey.keyset.v1.Limits
-	7,  // 12: latchkey.keyset.v1.Application.budgets:type_name -> latchkey.keyset.v1.Budgets
-	11, // 13: latchkey.keyset.v1.Key.credentials:type_name -> latchkey.keyset.v1.Credential
-	0,  // 14: latchkey.keyset.v1.Key.state:type_name -> latchkey.keyset.v1.State
-	15, // 15: latchkey.keyset.v1.Key.expiration_time:type_name -> google.protobuf.Timestamp
-	1,  // 16: latchkey.keyset.v1.Key.capabilities:type_name -> latchkey.keyset.v1.Capability
-	5,  // 17: latchkey.keyset.v1.Key.models:type_name -> latchkey.keyset.v1.ModelScope
-	6,  // 18: latchkey.keyset.v1.Key.limits:type_name -> latchkey.keyset.v1.Limits
-	7,  // 19: latchkey.keyset.v1.Key.budgets:type_name -> latchkey.keyset.v1.Budgets
-	1,  // 20: latchkey.keyset.v1.Model.capabilities:type_name -> latchkey.keyset.v1.Capability
-	2,  // 21: latchkey.keyset.v1.Model.format:type_name -> latchkey.keyset.v1.Format
-	15, // 22: latchkey.keyset.v1.Model.creation_time:type_name -> google.protobuf.Timestamp
-	23, // [23:23] is the sub-list for method output_type
-	23, // [23:23] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	10, // 6: latchkey.keyset.v1.System.requests_per_minute:type_name -> latchkey.keyset.v1.Range
+	10, // 7: latchkey.keyset.v1.System.tokens_per_minute:type_name -> latchkey.keyset.v1.Range
+	4,  // 8: latchkey.keyset.v1.System.unpriced_models:type_name -> latchkey.keyset.v1.Unpriced
+	5,  // 9: latchkey.keyset.v1.System.ledger_failure:type_name -> latchkey.keyset.v1.LedgerFailure
+	0,  // 10: latchkey.keyset.v1.Application.state:type_name -> latchkey.keyset.v1.State
+	1,  // 11: latchkey.keyset.v1.Application.capabilities:type_name -> latchkey.keyset.v1.Capability
+	7,  // 12: latchkey.keyset.v1.Application.models:type_name -> latchkey.keyset.v1.ModelScope
+	8,  // 13: latchkey.keyset.v1.Application.limits:type_name -> latchkey.keyset.v1.Limits
+	9,  // 14: latchkey.keyset.v1.Application.budgets:type_name -> latchkey.keyset.v1.Budgets
+	13, // 15: latchkey.keyset.v1.Key.credentials:type_name -> latchkey.keyset.v1.Credential
+	0,  // 16: latchkey.keyset.v1.Key.state:type_name -> latchkey.keyset.v1.State
+	19, // 17: latchkey.keyset.v1.Key.expiration_time:type_name -> google.protobuf.Timestamp
+	1,  // 18: latchkey.keyset.v1.Key.capabilities:type_name -> latchkey.keyset.v1.Capability
+	7,  // 19: latchkey.keyset.v1.Key.models:type_name -> latchkey.keyset.v1.ModelScope
+	8,  // 20: latchkey.keyset.v1.Key.limits:type_name -> latchkey.keyset.v1.Limits
+	9,  // 21: latchkey.keyset.v1.Key.budgets:type_name -> latchkey.keyset.v1.Budgets
+	1,  // 22: latchkey.keyset.v1.Model.capabilities:type_name -> latchkey.keyset.v1.Capability
+	2,  // 23: latchkey.keyset.v1.Model.format:type_name -> latchkey.keyset.v1.Format
+	19, // 24: latchkey.keyset.v1.Model.creation_time:type_name -> google.protobuf.Timestamp
+	16, // 25: latchkey.keyset.v1.Model.prices:type_name -> latchkey.keyset.v1.Prices
+	17, // 26: latchkey.keyset.v1.Prices.images:type_name -> latchkey.keyset.v1.ImagePrice
+	27, // [27:27] is the sub-list for method output_type
+	27, // [27:27] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_api_keyset_v1_keyset_proto_init() }
@@ -1280,13 +1687,14 @@ func file_api_keyset_v1_keyset_proto_init() {
 	}
 	file_api_keyset_v1_keyset_proto_msgTypes[2].OneofWrappers = []any{}
 	file_api_keyset_v1_keyset_proto_msgTypes[3].OneofWrappers = []any{}
+	file_api_keyset_v1_keyset_proto_msgTypes[10].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_keyset_v1_keyset_proto_rawDesc), len(file_api_keyset_v1_keyset_proto_rawDesc)),
-			NumEnums:      4,
-			NumMessages:   11,
+			NumEnums:      6,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

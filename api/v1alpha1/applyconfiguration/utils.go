@@ -30,12 +30,16 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 		return &apiv1alpha1.ApplicationSpecApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("ApplicationStatus"):
 		return &apiv1alpha1.ApplicationStatusApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("BudgetPolicy"):
+		return &apiv1alpha1.BudgetPolicyApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("Budgets"):
 		return &apiv1alpha1.BudgetsApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("EffectiveModels"):
 		return &apiv1alpha1.EffectiveModelsApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("EffectivePolicy"):
 		return &apiv1alpha1.EffectivePolicyApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("ImagePrice"):
+		return &apiv1alpha1.ImagePriceApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("LimitRange"):
 		return &apiv1alpha1.LimitRangeApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("Model"):
@@ -46,6 +50,8 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 		return &apiv1alpha1.ModelSpecApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("ModelStatus"):
 		return &apiv1alpha1.ModelStatusApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("Prices"):
+		return &apiv1alpha1.PricesApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("Provider"):
 		return &apiv1alpha1.ProviderApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("ProviderCredential"):
@@ -78,6 +84,12 @@ func ForKind(kind schema.GroupVersionKind) interface{} {
 		return &apiv1alpha1.SystemPolicyStatusApplyConfiguration{}
 	case v1alpha1.SchemeGroupVersion.WithKind("SystemRateLimits"):
 		return &apiv1alpha1.SystemRateLimitsApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("TokenPrices"):
+		return &apiv1alpha1.TokenPricesApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("Usage"):
+		return &apiv1alpha1.UsageApplyConfiguration{}
+	case v1alpha1.SchemeGroupVersion.WithKind("UsageTotals"):
+		return &apiv1alpha1.UsageTotalsApplyConfiguration{}
 
 	}
 	return nil

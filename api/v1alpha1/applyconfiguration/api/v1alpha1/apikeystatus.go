@@ -25,6 +25,8 @@ type APIKeyStatusApplyConfiguration struct {
 	RevealDeadline *v1.Time `json:"revealDeadline,omitempty"`
 	// effective is what applies once the key's spec, its Application's and the SystemPolicy's are put together.
 	Effective *EffectivePolicyApplyConfiguration `json:"effective,omitempty"`
+	// usage is what the key has used.
+	Usage *UsageApplyConfiguration `json:"usage,omitempty"`
 	// conditions are Ready, Usable, Enforced, Revealed and, where something needs mending, Stalled.
 	Conditions []metav1.ConditionApplyConfiguration `json:"conditions,omitempty"`
 }
@@ -80,6 +82,14 @@ func (b *APIKeyStatusApplyConfiguration) WithRevealDeadline(value v1.Time) *APIK
 // If called multiple times, the Effective field is set to the value of the last call.
 func (b *APIKeyStatusApplyConfiguration) WithEffective(value *EffectivePolicyApplyConfiguration) *APIKeyStatusApplyConfiguration {
 	b.Effective = value
+	return b
+}
+
+// WithUsage sets the Usage field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Usage field is set to the value of the last call.
+func (b *APIKeyStatusApplyConfiguration) WithUsage(value *UsageApplyConfiguration) *APIKeyStatusApplyConfiguration {
+	b.Usage = value
 	return b
 }
 

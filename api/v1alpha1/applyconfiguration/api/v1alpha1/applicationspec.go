@@ -25,6 +25,9 @@ type ApplicationSpecApplyConfiguration struct {
 	Budgets *BudgetsApplyConfiguration `json:"budgets,omitempty"`
 	// rateLimits caps what all its keys ask for together. Unset: no common limit; each key's own applies.
 	RateLimits *RateLimitsApplyConfiguration `json:"rateLimits,omitempty"`
+	// maxKeys caps how many APIKeys the application can have in force. Unset: no cap. The oldest are; the others wait, unminted, until
+	// there is room, or stop being in force when the cap is lowered below their place.
+	MaxKeys *int32 `json:"maxKeys,omitempty"`
 }
 
 // ApplicationSpecApplyConfiguration constructs a declarative configuration of the ApplicationSpec type for use with
@@ -88,5 +91,13 @@ func (b *ApplicationSpecApplyConfiguration) WithBudgets(value *BudgetsApplyConfi
 // If called multiple times, the RateLimits field is set to the value of the last call.
 func (b *ApplicationSpecApplyConfiguration) WithRateLimits(value *RateLimitsApplyConfiguration) *ApplicationSpecApplyConfiguration {
 	b.RateLimits = value
+	return b
+}
+
+// WithMaxKeys sets the MaxKeys field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the MaxKeys field is set to the value of the last call.
+func (b *ApplicationSpecApplyConfiguration) WithMaxKeys(value int32) *ApplicationSpecApplyConfiguration {
+	b.MaxKeys = &value
 	return b
 }

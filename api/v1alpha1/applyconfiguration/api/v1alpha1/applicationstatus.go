@@ -15,6 +15,8 @@ type ApplicationStatusApplyConfiguration struct {
 	ObservedGeneration *int64 `json:"observedGeneration,omitempty"`
 	// keys counts the APIKeys that name this application.
 	Keys *int32 `json:"keys,omitempty"`
+	// usage is what all its keys have used together, those that are gone by now included.
+	Usage *UsageApplyConfiguration `json:"usage,omitempty"`
 	// conditions are Ready, Usable, Enforced and, where something needs mending, Stalled.
 	Conditions []v1.ConditionApplyConfiguration `json:"conditions,omitempty"`
 }
@@ -38,6 +40,14 @@ func (b *ApplicationStatusApplyConfiguration) WithObservedGeneration(value int64
 // If called multiple times, the Keys field is set to the value of the last call.
 func (b *ApplicationStatusApplyConfiguration) WithKeys(value int32) *ApplicationStatusApplyConfiguration {
 	b.Keys = &value
+	return b
+}
+
+// WithUsage sets the Usage field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Usage field is set to the value of the last call.
+func (b *ApplicationStatusApplyConfiguration) WithUsage(value *UsageApplyConfiguration) *ApplicationStatusApplyConfiguration {
+	b.Usage = value
 	return b
 }
 

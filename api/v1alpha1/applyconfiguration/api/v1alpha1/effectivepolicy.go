@@ -15,6 +15,8 @@ type EffectivePolicyApplyConfiguration struct {
 	RequestsPerMinute *int64 `json:"requestsPerMinute,omitempty"`
 	// tokensPerMinute that applies to the key.
 	TokensPerMinute *int64 `json:"tokensPerMinute,omitempty"`
+	// concurrentRequests that applies to the key. Unset: no cap.
+	ConcurrentRequests *int64 `json:"concurrentRequests,omitempty"`
 	// dailyBudget is the tightest daily cap, the key's or the Application's. Unset: none.
 	DailyBudget *apiv1alpha1.Money `json:"dailyBudget,omitempty"`
 	// monthlyBudget is the tightest monthly cap, the key's or the Application's. Unset: none.
@@ -44,6 +46,14 @@ func (b *EffectivePolicyApplyConfiguration) WithRequestsPerMinute(value int64) *
 // If called multiple times, the TokensPerMinute field is set to the value of the last call.
 func (b *EffectivePolicyApplyConfiguration) WithTokensPerMinute(value int64) *EffectivePolicyApplyConfiguration {
 	b.TokensPerMinute = &value
+	return b
+}
+
+// WithConcurrentRequests sets the ConcurrentRequests field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the ConcurrentRequests field is set to the value of the last call.
+func (b *EffectivePolicyApplyConfiguration) WithConcurrentRequests(value int64) *EffectivePolicyApplyConfiguration {
+	b.ConcurrentRequests = &value
 	return b
 }
 

@@ -20,8 +20,15 @@ type ModelSpecApplyConfiguration struct {
 	ProviderRef *ProviderReferenceApplyConfiguration `json:"providerRef,omitempty"`
 	// upstreamName is the provider's own name for the model, put in place of the caller's. Unset: the same name.
 	UpstreamName *string `json:"upstreamName,omitempty"`
-	// maxOutputTokens is the most that one answer of the model can hold, in tokens.
+	// maxInputTokens is the most that a request to the model can hold, in tokens. It bounds the cost of requests that refer to what lies
+	// outside of them, such as files and earlier answers, for keys with a Strict budget.
+	MaxInputTokens *int64 `json:"maxInputTokens,omitempty"`
+	// maxOutputTokens is the most that one answer of the model can hold, in tokens. It bounds the cost of requests that set no maximum of
+	// their own, for keys with a Strict budget.
 	MaxOutputTokens *int64 `json:"maxOutputTokens,omitempty"`
+	// prices are what the model costs, in the SystemPolicy's currency. Unset: under a budget the SystemPolicy decides whether requests
+	// are refused or free.
+	Prices *PricesApplyConfiguration `json:"prices,omitempty"`
 }
 
 // ModelSpecApplyConfiguration constructs a declarative configuration of the ModelSpec type for use with
@@ -64,10 +71,26 @@ func (b *ModelSpecApplyConfiguration) WithUpstreamName(value string) *ModelSpecA
 	return b
 }
 
+// WithMaxInputTokens sets the MaxInputTokens field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the MaxInputTokens field is set to the value of the last call.
+func (b *ModelSpecApplyConfiguration) WithMaxInputTokens(value int64) *ModelSpecApplyConfiguration {
+	b.MaxInputTokens = &value
+	return b
+}
+
 // WithMaxOutputTokens sets the MaxOutputTokens field in the declarative configuration to the given value
 // and returns the receiver, so that objects can be built by chaining "With" function invocations.
 // If called multiple times, the MaxOutputTokens field is set to the value of the last call.
 func (b *ModelSpecApplyConfiguration) WithMaxOutputTokens(value int64) *ModelSpecApplyConfiguration {
 	b.MaxOutputTokens = &value
+	return b
+}
+
+// WithPrices sets the Prices field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Prices field is set to the value of the last call.
+func (b *ModelSpecApplyConfiguration) WithPrices(value *PricesApplyConfiguration) *ModelSpecApplyConfiguration {
+	b.Prices = value
 	return b
 }

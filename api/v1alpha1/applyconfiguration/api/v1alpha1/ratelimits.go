@@ -13,6 +13,8 @@ type RateLimitsApplyConfiguration struct {
 	// tokensPerMinute caps the tokens, of input and output together, in any 60 seconds. Unset on a key: the SystemPolicy's
 	// default. Above the SystemPolicy's maximum: clamped to it, which status.effective shows. 0 refuses everything.
 	TokensPerMinute *int64 `json:"tokensPerMinute,omitempty"`
+	// concurrentRequests caps the requests that are under way at one time. Unset: no cap. 0 refuses everything.
+	ConcurrentRequests *int64 `json:"concurrentRequests,omitempty"`
 }
 
 // RateLimitsApplyConfiguration constructs a declarative configuration of the RateLimits type for use with
@@ -34,5 +36,13 @@ func (b *RateLimitsApplyConfiguration) WithRequestsPerMinute(value int64) *RateL
 // If called multiple times, the TokensPerMinute field is set to the value of the last call.
 func (b *RateLimitsApplyConfiguration) WithTokensPerMinute(value int64) *RateLimitsApplyConfiguration {
 	b.TokensPerMinute = &value
+	return b
+}
+
+// WithConcurrentRequests sets the ConcurrentRequests field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the ConcurrentRequests field is set to the value of the last call.
+func (b *RateLimitsApplyConfiguration) WithConcurrentRequests(value int64) *RateLimitsApplyConfiguration {
+	b.ConcurrentRequests = &value
 	return b
 }

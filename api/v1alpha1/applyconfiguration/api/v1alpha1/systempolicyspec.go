@@ -13,6 +13,8 @@ type SystemPolicySpecApplyConfiguration struct {
 	TimeZone *string `json:"timeZone,omitempty"`
 	// rateLimits are the defaults and caps of rate limits for all keys.
 	RateLimits *SystemRateLimitsApplyConfiguration `json:"rateLimits,omitempty"`
+	// budgets says how budgets treat what they cannot know.
+	Budgets *BudgetPolicyApplyConfiguration `json:"budgets,omitempty"`
 	// reveal says how plaintext keys are handed out.
 	Reveal *RevealPolicyApplyConfiguration `json:"reveal,omitempty"`
 }
@@ -44,6 +46,14 @@ func (b *SystemPolicySpecApplyConfiguration) WithTimeZone(value string) *SystemP
 // If called multiple times, the RateLimits field is set to the value of the last call.
 func (b *SystemPolicySpecApplyConfiguration) WithRateLimits(value *SystemRateLimitsApplyConfiguration) *SystemPolicySpecApplyConfiguration {
 	b.RateLimits = value
+	return b
+}
+
+// WithBudgets sets the Budgets field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Budgets field is set to the value of the last call.
+func (b *SystemPolicySpecApplyConfiguration) WithBudgets(value *BudgetPolicyApplyConfiguration) *SystemPolicySpecApplyConfiguration {
+	b.Budgets = value
 	return b
 }
 
