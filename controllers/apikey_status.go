@@ -105,10 +105,11 @@ func revealedOf(s *keyScope) verdict {
 // effectiveStatus writes what applies as the API shows it.
 func effectiveStatus(e policy.Effective) *v1alpha1.EffectivePolicy {
 	out := &v1alpha1.EffectivePolicy{
-		RequestsPerMinute: limitStatus(e.Limits.RequestsPerMinute),
-		TokensPerMinute:   limitStatus(e.Limits.TokensPerMinute),
-		DailyBudget:       budgetStatus(e.Daily),
-		MonthlyBudget:     budgetStatus(e.Monthly),
+		RequestsPerMinute:  limitStatus(e.Limits.RequestsPerMinute),
+		TokensPerMinute:    limitStatus(e.Limits.TokensPerMinute),
+		ConcurrentRequests: limitStatus(e.Limits.ConcurrentRequests),
+		DailyBudget:        budgetStatus(e.Daily),
+		MonthlyBudget:      budgetStatus(e.Monthly),
 	}
 	for _, c := range e.Capabilities.List() {
 		out.Capabilities = append(out.Capabilities, v1alpha1.Capability(c.String()))

@@ -166,8 +166,15 @@ func Model(m *v1alpha1.Model, provider *v1alpha1.Provider) (*policy.Model, []Pro
 	if out.UpstreamName == "" {
 		out.UpstreamName = out.Name
 	}
+	if m.Spec.MaxInputTokens != nil {
+		out.MaxInputTokens = *m.Spec.MaxInputTokens
+	}
 	if m.Spec.MaxOutputTokens != nil {
 		out.MaxOutputTokens = *m.Spec.MaxOutputTokens
+	}
+	var problems []Problem
+	if out.Prices, problems = prices(m.Spec.Prices); len(problems) > 0 {
+		return nil, problems
 	}
 	return out, nil
 }
@@ -216,6 +223,50 @@ func System(s *v1alpha1.SystemPolicy) (*policy.System, []Problem) {
 		out.RequestsPerMinute = limitRange(l.RequestsPerMinute, out.RequestsPerMinute)
 		out.TokensPerMinute = limitRange(l.TokensPerMinute, out.TokensPerMinute)
 	}
+	if b := s.Spec.Budgets; b != nil {
+		if b.UnpricedModels == v1alpha1.UnpricedCountAsFree {
+			out.UnpricedModels = policy.UnpricedFree
+		}
+		if b.OnLedgerFailure == v1alpha1.LedgerFailureAllow {
+			out.LedgerFailure = policy.OnFailureAllow
+		}
+	}
+	return &out, problems
+}
+
+// prices compiles a model's prices. One that cannot be read would be free: the model is not published then.
+func prices(in *v1alpha1.Prices) (*policy.Prices, []Problem) {
+	if in == nil {
+		return nil, nil
+	}
+	var problems []Problem
+	amount := func(field string, m *v1alpha1.Money) money.Amount {
+		if m == nil {
+			return policy.NoPrice
+		}
+		a, err := money.Parse(string(*m))
+		if err != nil {
+			problems = append(problems, Problem{v1alpha1.ReasonInvalid, fmt.Sprintf("spec.prices.%s: %v", field, err), true})
+		}
+		return a
+	}
+	out := policy.NoPrices()
+	if t := in.PerMillionTokens; t != nil {
+		out.Input, out.Output = amount("perMillionTokens.input", t.Input), amount("perMillionTokens.output", t.Output)
+		out.CachedInput = amount("perMillionTokens.cachedInput", t.CachedInput)
+		out.CacheWrite = amount("perMillionTokens.cacheWrite", t.CacheWrite)
+		out.CacheWriteOneHour = amount("perMillionTokens.cacheWriteOneHour", t.CacheWriteOneHour)
+		out.AudioInput, out.AudioOutput = amount("perMillionTokens.audioInput", t.AudioInput), amount("perMillionTokens.audioOutput", t.AudioOutput)
+		out.ImageInput, out.ImageOutput = amount("perMillionTokens.imageInput", t.ImageInput), amount("perMillionTokens.imageOutput", t.ImageOutput)
+	}
+	for i := range in.PerImage {
+		image := &in.PerImage[i]
+		out.Images = append(out.Images, policy.ImagePrice{
+			Size: image.Size, Quality: image.Quality, Price: amount(fmt.Sprintf("perImage[%d].price", i), &image.Price),
+		})
+	}
+	out.PerMillionCharacters = amount("perMillionCharacters", in.PerMillionCharacters)
+	out.PerMinute, out.PerSearch = amount("perMinute", in.PerMinute), amount("perSearch", in.PerSearch)
 	return &out, problems
 }
 
@@ -263,6 +314,9 @@ func limits(l *v1alpha1.RateLimits) policy.RateLimits {
 	}
 	if l != nil && l.TokensPerMinute != nil {
 		out.TokensPerMinute = policy.Limit(*l.TokensPerMinute)
+	}
+	if l != nil && l.ConcurrentRequests != nil {
+		out.ConcurrentRequests = policy.Limit(*l.ConcurrentRequests)
 	}
 	return out
 }

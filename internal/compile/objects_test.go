@@ -62,7 +62,7 @@ func TestKey(t *testing.T) {
 		Expires:      expires,
 		Capabilities: policy.CapabilitiesOf(policy.TextGeneration, policy.WebSearch),
 		Models:       policy.ScopeOf("a", "b"),
-		Limits:       policy.RateLimits{RequestsPerMinute: 0, TokensPerMinute: policy.Unset},
+		Limits:       policy.RateLimits{RequestsPerMinute: 0, TokensPerMinute: policy.Unset, ConcurrentRequests: policy.Unset},
 		Budgets:      policy.Budgets{Daily: money.Unit / 2, Monthly: policy.NoBudget, Enforcement: policy.Strict},
 	}
 	if diff := cmp.Diff(want, got); diff != "" || problems != nil {

@@ -38,7 +38,7 @@ func (r random) amount() money.Amount {
 }
 
 func (r random) limits() policy.RateLimits {
-	return policy.RateLimits{RequestsPerMinute: r.limit(), TokensPerMinute: r.limit()}
+	return policy.RateLimits{RequestsPerMinute: r.limit(), TokensPerMinute: r.limit(), ConcurrentRequests: r.limit()}
 }
 
 func (r random) budgets() policy.Budgets {
@@ -76,6 +76,8 @@ func (r random) system() *policy.System {
 		Currency: r.text(), TimeZone: r.text(),
 		RequestsPerMinute: policy.Range{Default: max(0, r.limit()), Max: max(0, r.limit())},
 		TokensPerMinute:   policy.Range{Default: max(0, r.limit()), Max: max(0, r.limit())},
+		UnpricedModels:    policy.Unpriced(r.IntN(2)),
+		LedgerFailure:     policy.OnFailure(r.IntN(2)),
 	}
 }
 
@@ -104,8 +106,23 @@ func (r random) key() *policy.Key {
 func (r random) model() *policy.Model {
 	return &policy.Model{
 		Name: r.text(), Capabilities: r.capabilities(), Provider: r.text(), Format: policy.Format(r.IntN(3)), UpstreamName: r.text(),
-		MaxOutputTokens: r.Int64(), Created: r.time(),
+		MaxInputTokens: r.Int64(), MaxOutputTokens: r.Int64(), Prices: r.prices(), Created: r.time(),
 	}
+}
+
+func (r random) prices() *policy.Prices {
+	if r.IntN(3) == 0 {
+		return nil
+	}
+	p := &policy.Prices{
+		Input: r.amount(), CachedInput: r.amount(), CacheWrite: r.amount(), CacheWriteOneHour: r.amount(), Output: r.amount(),
+		AudioInput: r.amount(), AudioOutput: r.amount(), ImageInput: r.amount(), ImageOutput: r.amount(),
+		PerMillionCharacters: r.amount(), PerMinute: r.amount(), PerSearch: r.amount(),
+	}
+	for range r.IntN(3) {
+		p.Images = append(p.Images, policy.ImagePrice{Size: r.text(), Quality: r.text(), Price: max(0, r.amount())})
+	}
+	return p
 }
 
 func TestRoundTrip(t *testing.T) {
@@ -285,7 +302,7 @@ func TestDecodeTakesTheStricterChoice(t *testing.T) {
 			func(k *keysetv1.Key) {
 				k.Limits = &keysetv1.Limits{RequestsPerMinute: new(int64(-1)), TokensPerMinute: new(int64(-9))}
 			},
-			func(k *policy.Key) bool { return k.Limits == policy.RateLimits{} },
+			func(k *policy.Key) bool { return k.Limits == policy.RateLimits{ConcurrentRequests: policy.Unset} },
 		},
 		"a negative budget refuses": {
 			func(k *keysetv1.Key) {

@@ -85,6 +85,8 @@ func decodeSystem(s *keysetv1.System) *policy.System {
 		TimeZone:          s.GetTimeZone(),
 		RequestsPerMinute: decodeRange(s.GetRequestsPerMinute()),
 		TokensPerMinute:   decodeRange(s.GetTokensPerMinute()),
+		UnpricedModels:    decodeUnpriced(s.GetUnpricedModels()),
+		LedgerFailure:     decodeFailure(s.GetLedgerFailure()),
 	}
 }
 
@@ -152,7 +154,9 @@ func decodeModel(m *keysetv1.Model) (*policy.Model, error) {
 		Provider:        m.GetProvider(),
 		Format:          format,
 		UpstreamName:    m.GetUpstreamName(),
+		MaxInputTokens:  m.GetMaxInputTokens(),
 		MaxOutputTokens: m.GetMaxOutputTokens(),
+		Prices:          decodePrices(m.GetPrices()),
 		Created:         created,
 	}, nil
 }
@@ -191,7 +195,55 @@ func decodeLimits(l *keysetv1.Limits) policy.RateLimits {
 	if l != nil && l.TokensPerMinute != nil {
 		out.TokensPerMinute = max(0, policy.Limit(*l.TokensPerMinute))
 	}
+	if l != nil && l.ConcurrentRequests != nil {
+		out.ConcurrentRequests = max(0, policy.Limit(*l.ConcurrentRequests))
+	}
 	return out
+}
+
+func decodeUnpriced(u keysetv1.Unpriced) policy.Unpriced {
+	if u == keysetv1.Unpriced_UNPRICED_FREE {
+		return policy.UnpricedFree
+	}
+	return policy.UnpricedRefuse
+}
+
+func decodeFailure(f keysetv1.LedgerFailure) policy.OnFailure {
+	if f == keysetv1.LedgerFailure_LEDGER_FAILURE_ALLOW {
+		return policy.OnFailureAllow
+	}
+	return policy.OnFailureRefuse
+}
+
+func decodePrices(p *keysetv1.Prices) *policy.Prices {
+	if p == nil {
+		return nil
+	}
+	out := &policy.Prices{
+		Input:                decodePrice(p.Input),
+		CachedInput:          decodePrice(p.CachedInput),
+		CacheWrite:           decodePrice(p.CacheWrite),
+		CacheWriteOneHour:    decodePrice(p.CacheWriteOneHour),
+		Output:               decodePrice(p.Output),
+		AudioInput:           decodePrice(p.AudioInput),
+		AudioOutput:          decodePrice(p.AudioOutput),
+		ImageInput:           decodePrice(p.ImageInput),
+		ImageOutput:          decodePrice(p.ImageOutput),
+		PerMillionCharacters: decodePrice(p.PerMillionCharacters),
+		PerMinute:            decodePrice(p.PerMinute),
+		PerSearch:            decodePrice(p.PerSearch),
+	}
+	for _, i := range p.GetImages() {
+		out.Images = append(out.Images, policy.ImagePrice{Size: i.GetSize(), Quality: i.GetQuality(), Price: max(0, money.Amount(i.GetPrice()))})
+	}
+	return out
+}
+
+func decodePrice(nanos *int64) money.Amount {
+	if nanos == nil {
+		return policy.NoPrice
+	}
+	return max(0, money.Amount(*nanos))
 }
 
 func decodeBudgets(b *keysetv1.Budgets) policy.Budgets {

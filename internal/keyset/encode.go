@@ -58,6 +58,8 @@ func EncodeSystem(s *policy.System) Resource {
 		TimeZone:          valid(s.TimeZone),
 		RequestsPerMinute: encodeRange(s.RequestsPerMinute),
 		TokensPerMinute:   encodeRange(s.TokensPerMinute),
+		UnpricedModels:    encodeUnpriced(s.UnpricedModels),
+		LedgerFailure:     encodeFailure(s.LedgerFailure),
 	}}})
 }
 
@@ -110,7 +112,9 @@ func EncodeModel(m *policy.Model) Resource {
 		Provider:        valid(m.Provider),
 		Format:          encodeFormat(m.Format),
 		UpstreamName:    valid(m.UpstreamName),
+		MaxInputTokens:  m.MaxInputTokens,
 		MaxOutputTokens: m.MaxOutputTokens,
+		Prices:          encodePrices(m.Prices),
 		CreationTime:    encodeTime(m.Created),
 	}}})
 }
@@ -186,7 +190,48 @@ func encodeLimits(l policy.RateLimits) *keysetv1.Limits {
 	if l.TokensPerMinute.IsSet() {
 		out.TokensPerMinute = new(int64(l.TokensPerMinute))
 	}
+	if l.ConcurrentRequests.IsSet() {
+		out.ConcurrentRequests = new(int64(l.ConcurrentRequests))
+	}
 	return &out
+}
+
+func encodeUnpriced(u policy.Unpriced) keysetv1.Unpriced {
+	if u == policy.UnpricedFree {
+		return keysetv1.Unpriced_UNPRICED_FREE
+	}
+	return keysetv1.Unpriced_UNPRICED_REFUSE
+}
+
+func encodeFailure(f policy.OnFailure) keysetv1.LedgerFailure {
+	if f == policy.OnFailureAllow {
+		return keysetv1.LedgerFailure_LEDGER_FAILURE_ALLOW
+	}
+	return keysetv1.LedgerFailure_LEDGER_FAILURE_REFUSE
+}
+
+func encodePrices(p *policy.Prices) *keysetv1.Prices {
+	if p == nil {
+		return nil
+	}
+	out := &keysetv1.Prices{
+		Input:                encodeAmount(p.Input),
+		CachedInput:          encodeAmount(p.CachedInput),
+		CacheWrite:           encodeAmount(p.CacheWrite),
+		CacheWriteOneHour:    encodeAmount(p.CacheWriteOneHour),
+		Output:               encodeAmount(p.Output),
+		AudioInput:           encodeAmount(p.AudioInput),
+		AudioOutput:          encodeAmount(p.AudioOutput),
+		ImageInput:           encodeAmount(p.ImageInput),
+		ImageOutput:          encodeAmount(p.ImageOutput),
+		PerMillionCharacters: encodeAmount(p.PerMillionCharacters),
+		PerMinute:            encodeAmount(p.PerMinute),
+		PerSearch:            encodeAmount(p.PerSearch),
+	}
+	for _, i := range p.Images {
+		out.Images = append(out.Images, &keysetv1.ImagePrice{Size: valid(i.Size), Quality: valid(i.Quality), Price: int64(i.Price)})
+	}
+	return out
 }
 
 func encodeBudgets(b policy.Budgets) *keysetv1.Budgets {

@@ -300,9 +300,9 @@ type Model struct {
 	Provider        string
 	Format          Format // of the provider
 	UpstreamName    string
-	MaxInputTokens  int64 // 0: not known
-	MaxOutputTokens int64 // 0: not known
-	Prices          Prices
+	MaxInputTokens  int64   // 0: not known
+	MaxOutputTokens int64   // 0: not known
+	Prices          *Prices // nil: none
 	Created         time.Time
 }
 

@@ -46,13 +46,13 @@ func TestEffectiveFor(t *testing.T) {
 	key := Key{
 		Capabilities: CapabilitiesOf(TextGeneration, WebSearch),
 		Models:       ScopeOf("b", "a"),
-		Limits:       RateLimits{RequestsPerMinute: 9_000, TokensPerMinute: Unset},
+		Limits:       RateLimits{RequestsPerMinute: 9_000, TokensPerMinute: Unset, ConcurrentRequests: 8},
 		Budgets:      Budgets{Daily: 5 * money.Unit, Monthly: NoBudget},
 	}
 	app := Application{
 		Capabilities: CapabilitiesOf(TextGeneration, Embeddings),
 		Models:       ScopeOf("b", "c"),
-		Limits:       RateLimits{RequestsPerMinute: Unset, TokensPerMinute: 50},
+		Limits:       RateLimits{RequestsPerMinute: Unset, TokensPerMinute: 50, ConcurrentRequests: 4},
 		Budgets:      Budgets{Daily: 9 * money.Unit, Monthly: 0},
 	}
 	clamps := []Clamp{{"requestsPerMinute", 9_000, 6_000}}
@@ -61,11 +61,11 @@ func TestEffectiveFor(t *testing.T) {
 		want Effective
 	}{
 		"without an application the key's own counts": {nil, Effective{
-			Limits: RateLimits{6_000, 100_000}, Daily: 5 * money.Unit, Monthly: NoBudget,
+			Limits: RateLimits{6_000, 100_000, 8}, Daily: 5 * money.Unit, Monthly: NoBudget,
 			Capabilities: key.Capabilities, Models: ScopeOf("a", "b"), Clamps: clamps,
 		}},
 		"with one the strictest of both counts": {&app, Effective{
-			Limits: RateLimits{6_000, 50}, Daily: 5 * money.Unit, Monthly: 0,
+			Limits: RateLimits{6_000, 50, 4}, Daily: 5 * money.Unit, Monthly: 0,
 			Capabilities: CapabilitiesOf(TextGeneration), Models: ScopeOf("b"), Clamps: clamps,
 		}},
 	} {
