@@ -41,6 +41,8 @@ type Ask struct {
 	// Input is what the input is thought to use, and Worst the most that the whole request can. What a request is found to use beyond
 	// its Input is what is learned for the requests of the same key and model that follow.
 	Input, Worst Amounts
+	// Volatile lets the request pass by what is in memory when the ledger cannot write.
+	Volatile bool
 }
 
 // Scope says whose limit it is.
@@ -136,6 +138,7 @@ type Ledger interface {
 	// Reserve lets a request pass, or says which limit refuses it. Where only requests under way stand in a budget's way, it waits a
 	// little for them to end. A request that has passed is known to survive the ledger's crash. An error means that the ledger cannot
 	// answer: nothing is reserved then.
+	// One that is Volatile passes all the same, and is counted in memory.
 	Reserve(ctx context.Context, ask *Ask) (Reservation, *Refusal, error)
 	// Grow raises a reservation to what is known to have been used already, if that is more.
 	Grow(r *Reservation, used Amounts)
