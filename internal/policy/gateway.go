@@ -10,6 +10,11 @@ const (
 	// local replies leaves them alone.
 	AnswerDetails = "latchkey_answer"
 
+	// GatewayErrorHeader is in the responses that are Envoy's own errors, and in no other. GatewayErrorOfProvider is its value where a
+	// request was let through, and its provider was not reached or did not answer.
+	GatewayErrorHeader     = "x-latchkey-gateway-error"
+	GatewayErrorOfProvider = "provider"
+
 	// DefaultMaxRequestBytes is the most that a request's body can hold: room for the audio and images that OpenAI's API accepts (25 MB).
 	DefaultMaxRequestBytes = 32 << 20
 )

@@ -78,6 +78,39 @@ func TestEffectiveFor(t *testing.T) {
 	}
 }
 
+func TestEffectiveConcurrentRequests(t *testing.T) {
+	t.Parallel()
+	sys := DefaultSystem()
+	for name, tc := range map[string]struct {
+		key  Limit
+		app  *Application
+		want Limit
+	}{
+		"unset on both is no cap, since the system has no default": {Unset, &Application{Limits: NoRateLimits()}, Unset},
+		"unset, without an application":                            {Unset, nil, Unset},
+		"the key's own, without an application":                    {8, nil, 8},
+		"the key's own, under an application without":              {8, &Application{Limits: NoRateLimits()}, 8},
+		"the application's, for a key without":                     {Unset, &Application{Limits: RateLimits{ConcurrentRequests: 4}}, 4},
+		"the application's, where it is the stricter":              {8, &Application{Limits: RateLimits{ConcurrentRequests: 4}}, 4},
+		"the key's own, where it is the stricter":                  {2, &Application{Limits: RateLimits{ConcurrentRequests: 4}}, 2},
+		"a key's zero refuses":                                     {0, &Application{Limits: RateLimits{ConcurrentRequests: 4}}, 0},
+		"an application's zero refuses":                            {8, &Application{Limits: RateLimits{ConcurrentRequests: 0}}, 0},
+		"the largest is not clamped":                               {1_000_000, nil, 1_000_000},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			key := Key{Limits: RateLimits{RequestsPerMinute: Unset, TokensPerMinute: Unset, ConcurrentRequests: tc.key}}
+			got := EffectiveFor(&key, tc.app, &sys)
+			if got.Limits.ConcurrentRequests != tc.want || len(got.Clamps) > 0 {
+				t.Fatalf("concurrentRequests = %d, clamps %v; want %d and none", got.Limits.ConcurrentRequests, got.Clamps, tc.want)
+			}
+			if own := KeyLimits(&key, &sys).ConcurrentRequests; own != tc.key {
+				t.Fatalf("on the key's own account %d, want %d", own, tc.key)
+			}
+		})
+	}
+}
+
 func TestModelScope(t *testing.T) {
 	t.Parallel()
 	all, none := ModelScope{All: true}, ModelScope{}

@@ -113,7 +113,8 @@ func (s *sum) amount() money.Amount {
 	return money.Amount(min(quotient, math.MaxInt64))
 }
 
-// Cost is the price of a request's usage: exact, and rounded up once to a nano-unit. What has no price costs nothing.
+// Cost is the price of a request's usage: exact, and rounded up once to a nano-unit. What has no price costs nothing. Each token is
+// charged once: where the kinds together claim more tokens than there are, those listed later get what is left.
 func (p *Prices) Cost(u *Usage) money.Amount {
 	if p == nil {
 		return 0
@@ -121,47 +122,60 @@ func (p *Prices) Cost(u *Usage) money.Amount {
 	var s sum
 	input, output := p.Input, p.Output
 	write := otherwise(p.CacheWrite, input)
-	oneHour := min(u.CacheWriteOneHourTokens, u.CacheWriteTokens)
-	s.add(u.InputTokens-u.CachedInputTokens-u.CacheWriteTokens-u.AudioInputTokens-u.ImageInputTokens, input, perMillionScale)
-	s.add(u.CachedInputTokens, otherwise(p.CachedInput, input), perMillionScale)
-	s.add(u.CacheWriteTokens-oneHour, write, perMillionScale)
-	s.add(oneHour, otherwise(p.CacheWriteOneHour, write), perMillionScale)
-	s.add(u.AudioInputTokens, otherwise(p.AudioInput, input), perMillionScale)
-	s.add(u.ImageInputTokens, otherwise(p.ImageInput, input), perMillionScale)
-	s.add(u.OutputTokens-u.AudioOutputTokens-u.ImageOutputTokens, output, perMillionScale)
-	s.add(u.AudioOutputTokens, otherwise(p.AudioOutput, output), perMillionScale)
-	s.add(u.ImageOutputTokens, otherwise(p.ImageOutput, output), perMillionScale)
+	rest := max(u.InputTokens, 0)
+	s.add(take(&rest, u.AudioInputTokens), otherwise(p.AudioInput, input), perMillionScale)
+	s.add(take(&rest, u.ImageInputTokens), otherwise(p.ImageInput, input), perMillionScale)
+	written := take(&rest, u.CacheWriteTokens)
+	s.add(take(&written, u.CacheWriteOneHourTokens), otherwise(p.CacheWriteOneHour, write), perMillionScale)
+	s.add(written, write, perMillionScale)
+	s.add(take(&rest, u.CachedInputTokens), otherwise(p.CachedInput, input), perMillionScale)
+	s.add(rest, input, perMillionScale)
+	rest = max(u.OutputTokens, 0)
+	s.add(take(&rest, u.AudioOutputTokens), otherwise(p.AudioOutput, output), perMillionScale)
+	s.add(take(&rest, u.ImageOutputTokens), otherwise(p.ImageOutput, output), perMillionScale)
+	s.add(rest, output, perMillionScale)
 	s.add(u.Images, p.image(u.ImageSize, u.ImageQuality), costScale)
-	s.add(u.Characters, p.PerMillionCharacters, perMillionScale)
-	s.add(u.AudioMilliseconds, p.PerMinute, perMinuteScale)
-	s.add(u.Searches, p.PerSearch, costScale)
+	p.addRest(&s, u)
 	return s.amount()
 }
 
-// Most is a price that no usage of such counts can pass, whatever its tokens turn out to be: the bound of what a request can cost.
+// addRest adds what is charged by neither tokens nor images.
+func (p *Prices) addRest(s *sum, u *Usage) {
+	s.add(u.Characters, p.PerMillionCharacters, perMillionScale)
+	s.add(u.AudioMilliseconds, p.PerMinute, perMinuteScale)
+	s.add(u.Searches, p.PerSearch, costScale)
+}
+
+// Most is a price that no usage of such counts can pass, whatever its tokens turn out to be, and whatever size and quality the provider
+// chooses for images where the request leaves them open: the bound of what a request can cost.
 func (p *Prices) Most(u *Usage) money.Amount {
 	if p == nil {
 		return 0
 	}
-	write := max(p.CacheWrite, p.Input)
-	dearest := *p
-	dearest.Input = max(p.Input, p.CachedInput, write, p.CacheWriteOneHour, p.AudioInput, p.ImageInput)
-	dearest.Output = max(p.Output, p.AudioOutput, p.ImageOutput)
-	bound := Usage{
-		InputTokens: u.InputTokens, OutputTokens: u.OutputTokens,
-		Images: u.Images, ImageSize: u.ImageSize, ImageQuality: u.ImageQuality,
-		Characters: u.Characters, AudioMilliseconds: u.AudioMilliseconds, Searches: u.Searches,
-	}
-	if p.image(u.ImageSize, u.ImageQuality) == NoPrice || u.ImageSize == "" || u.ImageQuality == "" {
-		// The provider chooses what the request leaves open.
-		most := NoPrice
-		for _, i := range p.Images {
-			most = max(most, i.Price)
-		}
-		dearest.Images = []ImagePrice{{Price: most}}
-	}
-	return dearest.Cost(&bound)
+	var s sum
+	s.add(u.InputTokens, max(p.Input, p.CachedInput, p.CacheWrite, p.CacheWriteOneHour, p.AudioInput, p.ImageInput), perMillionScale)
+	s.add(u.OutputTokens, max(p.Output, p.AudioOutput, p.ImageOutput), perMillionScale)
+	s.add(u.Images, p.dearestImage(u.ImageSize, u.ImageQuality), costScale)
+	p.addRest(&s, u)
+	return s.amount()
 }
+
+// dearestImage is the highest price that an image can turn out to have when that size and quality were asked for.
+func (p *Prices) dearestImage(size, quality string) money.Amount {
+	if !open(size) && !open(quality) {
+		if price := p.image(size, quality); price != NoPrice {
+			return price
+		}
+	}
+	most := NoPrice
+	for _, i := range p.Images {
+		most = max(most, i.Price)
+	}
+	return most
+}
+
+// open reports whether a request leaves a size or a quality to the provider.
+func open(choice string) bool { return choice == "" || choice == "auto" }
 
 // image is the price of one image of that size and quality.
 func (p *Prices) image(size, quality string) money.Amount {
@@ -186,8 +200,16 @@ func otherwise(price, fallback money.Amount) money.Amount {
 	return price
 }
 
-// add is a sum of two counts that stays at the largest value once it is too large.
+// take takes up to count of the tokens that are left.
+func take(left *int64, count int64) int64 {
+	taken := min(max(count, 0), *left)
+	*left -= taken
+	return taken
+}
+
+// add is a sum of two counts that stays at the largest value once it is too large. A negative count is no count.
 func add(a, b int64) int64 {
+	a, b = max(a, 0), max(b, 0)
 	if a > math.MaxInt64-b {
 		return math.MaxInt64
 	}
