@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -116,7 +117,7 @@ func (r *reader) readField(name string) error {
 	case fieldStream:
 		return r.readSwitch(name, &r.req.Stream)
 	case fieldStreamOptions:
-		return r.ifObject(streamFields, func(name string) error { return r.readSwitch(name, &r.req.IncludeUsage) })
+		return r.readStreamOptions()
 	case fieldMaxTokens, fieldMaxCompletionTokens, fieldMaxOutputTokens:
 		count, err := r.readCount(name)
 		if boundsAnswer(r.path, name) {
@@ -161,6 +162,52 @@ func boundsAnswer(path, field string) bool {
 		return field == fieldMaxOutputTokens
 	}
 	return false
+}
+
+// optionsAt is where stream_options stand in a body.
+type optionsAt struct {
+	there      bool
+	object     bool
+	start, end int // of the value
+	usage      bool
+	usageStart int // of include_usage's value
+	usageEnd   int
+	more       bool // it has fields
+}
+
+// addable reports whether include_usage can be set there. What is neither an object nor null the provider refuses.
+func (o *optionsAt) addable() bool { return !o.there || o.object || o.end-o.start == len("null") }
+
+// readStreamOptions notes where the options stand, beside what they ask for.
+func (r *reader) readStreamOptions() error {
+	o := &r.req.options
+	o.there, o.object = true, r.dec.PeekKind() == '{'
+	if !o.object {
+		value, err := r.dec.ReadValue()
+		o.end = int(r.dec.InputOffset())
+		o.start = o.end - len(value)
+		if err == nil && value.Kind() != 'n' {
+			o.start = o.end // not addable
+		}
+		return err
+	}
+	begun := false
+	err := r.eachFieldFrom(func() {
+		if !begun {
+			begun = true
+			o.start = int(r.dec.InputOffset()) - 1
+			o.more = r.dec.PeekKind() != '}'
+		}
+	}, streamFields, func(name string) error {
+		before := r.dec.InputOffset()
+		if err := r.readSwitch(name, &r.req.IncludeUsage); err != nil {
+			return err
+		}
+		o.usage, o.usageStart, o.usageEnd = true, int(before), int(r.dec.InputOffset())
+		return nil
+	})
+	o.end = int(r.dec.InputOffset())
+	return err
 }
 
 func (r *reader) readModel() error {
@@ -277,9 +324,15 @@ func (r *reader) ifObject(fields []string, visit func(name string) error) error 
 // eachField walks an object and calls visit, which must read the value, for each of the fields named. It skips the others, and refuses a
 // name that differs from one of them in case only.
 func (r *reader) eachField(fields []string, visit func(name string) error) error {
+	return r.eachFieldFrom(func() {}, fields, visit)
+}
+
+// eachFieldFrom is eachField, which calls begun behind the object's brace.
+func (r *reader) eachFieldFrom(begun func(), fields []string, visit func(name string) error) error {
 	if _, err := r.dec.ReadToken(); err != nil { // {
 		return err
 	}
+	begun()
 	for r.dec.PeekKind() != '}' {
 		raw, err := r.dec.ReadValue()
 		if err != nil {
@@ -420,13 +473,47 @@ func asFormError(err error) error {
 	return formError("", "the body is not valid JSON, at byte %d: %s", at, clip(syntactic.Err.Error(), 80))
 }
 
-// replaceModel puts another name in the model's place, and leaves every other byte as it is.
-func (r *Request) replaceModel(body []byte, upstream string) ([]byte, error) {
-	out := make([]byte, 0, len(body)+len(upstream)+16)
-	out = append(out, body[:r.start]...)
-	out, err := jsontext.AppendQuote(out, upstream)
+// edit is a stretch of a body, and what takes its place.
+type edit struct {
+	start, end int
+	with       []byte
+}
+
+// rewritten puts another name in the model's place, asks for the usage if that has to be, and leaves every other byte as it is.
+func (r *Request) rewritten(body []byte, upstream string) ([]byte, error) {
+	name, err := jsontext.AppendQuote(nil, upstream)
 	if err != nil {
 		return nil, fmt.Errorf("quote upstream model: %w", err)
 	}
-	return append(out, body[r.end:]...), nil
+	edits := []edit{{r.start, r.end, name}}
+	if r.asks {
+		edits = append(edits, r.options.asking(r.end))
+	}
+	slices.SortStableFunc(edits, func(a, b edit) int { return a.start - b.start })
+	size := len(body)
+	for _, e := range edits {
+		size += len(e.with) - (e.end - e.start)
+	}
+	out := make([]byte, 0, size)
+	at := 0
+	for _, e := range edits {
+		out = append(append(out, body[at:e.start]...), e.with...)
+		at = e.end
+	}
+	return append(out, body[at:]...), nil
+}
+
+// asking is the edit that asks for the usage; behind is the end of another field's value, behind which a field can be added.
+func (o *optionsAt) asking(behind int) edit {
+	switch {
+	case !o.there:
+		return edit{behind, behind, []byte(`,"stream_options":{"include_usage":true}`)}
+	case !o.object:
+		return edit{o.start, o.end, []byte(`{"include_usage":true}`)}
+	case o.usage:
+		return edit{o.usageStart, o.usageEnd, []byte(`:true`)}
+	case o.more:
+		return edit{o.start + 1, o.start + 1, []byte(`"include_usage":true,`)}
+	}
+	return edit{o.start + 1, o.start + 1, []byte(`"include_usage":true`)}
 }

@@ -27,6 +27,20 @@ type Request struct {
 	MaxTokens    int64 // the most tokens that one answer can hold, by the fields that the endpoint knows; 0: the body sets none
 	N            int64 // how many answers or images; 0: the body does not say
 
+	InputCharacters   int64  // of the text to speak
+	MediaBytes        int64  // of the files, images and audio that are in the body, as they stand there
+	AudioMilliseconds int64  // of a WAV file in a form; 0: there is none
+	ImageSize         string // asked for; empty: left open
+	ImageQuality      string // asked for; empty: left open
+
+	text      textCount // of what can be prompt
+	media     int64     // files, images and audio
+	external  bool      // it refers to what is outside of it
+	bestOf    int64
+	bodyBytes int
+	options   optionsAt // where stream_options stand
+	asks      bool      // the provider is asked for the usage, though the caller has not asked
+
 	canonicalType bool   // the content type is application/json as it stands
 	start, end    int    // where the model's value stands in a JSON body, quotes included
 	form          []part // of a multipart body
@@ -98,6 +112,22 @@ func (p *Parser) Parse(route Route, contentType, contentEncoding string, body []
 		return nil, err
 	}
 	req.Capabilities |= policy.CapabilitiesOf(route.Capability)
+	req.asks = (route.Path == ChatCompletions || route.Path == Completions) && req.Stream && !req.IncludeUsage && req.options.addable()
+	req.bodyBytes = len(body)
+	found := contents{}
+	if isMultipart {
+		found = inspectForm(req.form)
+		for i := range req.form {
+			if req.form[i].file {
+				req.AudioMilliseconds += wavMilliseconds(req.form[i].content)
+			}
+		}
+	} else {
+		found = inspectJSON(body)
+	}
+	req.text, req.media, req.external, req.bestOf = found.text, found.media, found.external, found.bestOf
+	req.InputCharacters, req.MediaBytes = found.input, found.bytes
+	req.ImageSize, req.ImageQuality = found.size, found.quality
 	req.canonicalType = contentType == mediaJSON
 	return req, nil
 }
@@ -127,8 +157,12 @@ func checkModel(model string) error {
 	return nil
 }
 
-// Forwarded is the body as the provider shall get it, with its own name for the model, and its content type where that has to change
-// (empty: it has not). A nil body is the caller's, unchanged. body is the one that was parsed.
+// AsksForUsage reports whether Forwarded asks the provider for the usage of a stream whose caller has not. The chunk that tells it is not
+// for the caller then.
+func (r *Request) AsksForUsage() bool { return r.asks }
+
+// Forwarded is the body as the provider shall get it, with its own name for the model, asked for its usage, and its content type where
+// that has to change (empty: it has not). A nil body is the caller's, unchanged. body is the one that was parsed.
 func (r *Request) Forwarded(body []byte, upstreamModel string) (changed []byte, contentType string, err error) {
 	if r.form != nil {
 		return r.writeMultipart(body, upstreamModel)
@@ -136,9 +170,9 @@ func (r *Request) Forwarded(body []byte, upstreamModel string) (changed []byte, 
 	if !r.canonicalType {
 		contentType = mediaJSON
 	}
-	if upstreamModel == r.Model {
+	if upstreamModel == r.Model && !r.asks {
 		return nil, contentType, nil
 	}
-	changed, err = r.replaceModel(body, upstreamModel)
+	changed, err = r.rewritten(body, upstreamModel)
 	return changed, contentType, err
 }
