@@ -22,7 +22,7 @@ MODULE := github.com/latchkey-dev/latchkey
 COMMANDS := ./cmd/manager ./cmd/enforcer ./cmd/kubectl-latchkey ./test/provider/cmd/provider-sim
 APPLY_DIR := api/v1alpha1/applyconfiguration
 # All that `make generate` writes.
-GENERATED := api/keyset/v1/keyset.pb.go api/v1alpha1/zz_generated.deepcopy.go $(APPLY_DIR) config/crd/bases config/rbac/role.yaml
+GENERATED := api/keyset/v1/keyset.pb.go api/usage/v1/usage.pb.go api/v1alpha1/zz_generated.deepcopy.go $(APPLY_DIR) config/crd/bases config/rbac/role.yaml
 
 ##@ Running
 
@@ -83,6 +83,7 @@ check-generated: ## Fail if generated files are not what `make generate` writes
 .PHONY: generate
 generate: $(TOOLS)/.generators ## Write generated code and manifests: protobuf, deepcopy, CRDs, apply configurations, RBAC
 	@$(TOOLS)/protogen -I . api/keyset/v1/keyset.proto
+	@$(TOOLS)/protogen -I . api/usage/v1/usage.proto
 	@$(TOOLS)/controller-gen object paths=./api/v1alpha1
 	@rm -rf config/crd/bases
 	@$(TOOLS)/controller-gen crd paths=./api/v1alpha1 output:crd:dir=config/crd/bases

@@ -10,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
@@ -19,6 +20,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
+	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
@@ -54,6 +56,8 @@ type APIKeyReconciler struct {
 	Random    io.Reader // cryptographic
 	Acks      Acks
 	Namespace string // the installation's
+
+	claims claims
 }
 
 // keyScope is what one reconcile has gathered.
@@ -65,6 +69,8 @@ type keyScope struct {
 	secret  *corev1.Secret         // nil: there is none. The value of its apiKey cannot be relied on, its presence can
 	elder   string                 // an older APIKey with the same secret; empty: none
 	requeue time.Duration          // 0: no need
+
+	crowdedOut bool // the application has as many older keys as its maxKeys allows
 }
 
 // wake asks for another reconcile no later than after d.
@@ -111,7 +117,7 @@ func (r *APIKeyReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctr
 
 // carryOut does what the key asks for, step by step.
 func (r *APIKeyReconciler) carryOut(ctx context.Context, s *keyScope) error {
-	for _, step := range []func(context.Context, *keyScope) error{r.gather, r.mint, r.adopt, r.reveal, r.findElder} {
+	for _, step := range []func(context.Context, *keyScope) error{r.gather, r.issue, r.reveal, r.findElder} {
 		if err := step(ctx, s); err != nil {
 			return err
 		}
@@ -128,12 +134,9 @@ func (r *APIKeyReconciler) gather(ctx context.Context, s *keyScope) error {
 	case !apierrors.IsNotFound(err):
 		return fmt.Errorf("get application %s: %w", s.key.Spec.ApplicationRef.Name, err)
 	}
-	system := &v1alpha1.SystemPolicy{}
-	switch err := r.Client.Get(ctx, types.NamespacedName{Name: v1alpha1.SystemPolicyName}, system); {
-	case err == nil:
-		s.policy = system
-	case !apierrors.IsNotFound(err):
-		return fmt.Errorf("get system policy: %w", err)
+	var err error
+	if s.policy, err = systemPolicy(ctx, r.Client); err != nil {
+		return err
 	}
 	return r.findSecret(ctx, s)
 }
@@ -200,6 +203,9 @@ func (r *APIKeyReconciler) conclude(s *keyScope) {
 	if e := s.key.Spec.ExpirationTime; e != nil && now.Before(e.Time) {
 		s.wake(e.Sub(now))
 	}
+	if spent := spentBudget(s, now); spent != nil && !spent.reset.IsZero() {
+		s.wake(spent.reset.Sub(now))
+	}
 	if problem != nil && problem.Reason == v1alpha1.ReasonSecretConflict {
 		s.wake(conflictCheckEvery)
 	}
@@ -217,6 +223,11 @@ func (r *APIKeyReconciler) announce(s *keyScope) {
 		case v1alpha1.ReasonLimitClamped, v1alpha1.ReasonSecretConflict, v1alpha1.ReasonDuplicateKey, v1alpha1.ReasonRetainNotAllowed,
 			v1alpha1.ReasonInvalid, v1alpha1.ReasonApplicationNotFound, v1alpha1.ReasonRejected:
 			r.Recorder.Eventf(s.key, nil, corev1.EventTypeWarning, c.Reason, "Reconcile", "%s", c.Message)
+		case v1alpha1.ReasonMaxKeysReached:
+			// Once, however often the limit changes meanwhile.
+			if was := meta.FindStatusCondition(s.key.Status.Conditions, kind); was == nil || was.Reason != c.Reason {
+				r.Recorder.Eventf(s.key, s.app, corev1.EventTypeWarning, c.Reason, "Reconcile", "%s", c.Message)
+			}
 		case v1alpha1.ReasonSecretLost:
 			if kind == v1alpha1.ConditionReady { // the others repeat it
 				r.Recorder.Eventf(s.key, nil, corev1.EventTypeWarning, c.Reason, "Reconcile", "%s", c.Message)
@@ -237,6 +248,7 @@ func (r *APIKeyReconciler) applyStatus(ctx context.Context, s *keyScope) error {
 	if err != nil {
 		return err
 	}
+	status.Usage = nil // the UsageWriter's, which has a field manager of its own
 	object := applyv1alpha1.APIKey(s.key.Name, s.key.Namespace).WithUID(s.key.UID).WithResourceVersion(s.key.ResourceVersion).WithStatus(status)
 	if err := r.Client.Status().Apply(ctx, object, apiKeyManager, client.ForceOwnership); err != nil {
 		return fmt.Errorf("apply status of apikey %s/%s: %w", s.key.Namespace, s.key.Name, err)
@@ -246,6 +258,7 @@ func (r *APIKeyReconciler) applyStatus(ctx context.Context, s *keyScope) error {
 
 // finalize deletes the Secret, and lets the key go. The key is refused from the moment that it is marked for deletion.
 func (r *APIKeyReconciler) finalize(ctx context.Context, k *v1alpha1.APIKey) error {
+	r.claims.forget(k.UID)
 	if !controllerutil.ContainsFinalizer(k, v1alpha1.FinalizerAPIKey) {
 		return nil
 	}
@@ -282,16 +295,21 @@ func (r *APIKeyReconciler) SetupWithManager(mgr ctrl.Manager) error {
 		return requestsOf(ctx, r.Client, &v1alpha1.APIKeyList{}, func(l *v1alpha1.APIKeyList) []v1alpha1.APIKey { return l.Items },
 			func(k *v1alpha1.APIKey) types.NamespacedName { return client.ObjectKeyFromObject(k) }, opts...)
 	}
+	moved := make(chan event.GenericEvent)
+	if err := (&lineReconciler{client: r.Client, keys: moved}).setup(mgr); err != nil {
+		return err
+	}
 	return ctrl.NewControllerManagedBy(mgr).
-		For(&v1alpha1.APIKey{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
+		For(&v1alpha1.APIKey{}, builder.WithPredicates(predicate.Or(predicate.GenerationChangedPredicate{}, budgetNews()))).
 		Watches(&corev1.Secret{}, toKey).
 		Watches(&v1alpha1.Application{}, handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, o client.Object) []reconcile.Request {
 			return keysOf(ctx, client.InNamespace(o.GetNamespace()), client.MatchingFields{indexApplication: o.GetName()})
-		}), builder.WithPredicates(predicate.GenerationChangedPredicate{})).
+		}), builder.WithPredicates(predicate.Or(predicate.GenerationChangedPredicate{}, budgetNews()))).
 		Watches(&v1alpha1.SystemPolicy{}, handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, _ client.Object) []reconcile.Request {
 			return keysOf(ctx)
 		}), builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		WatchesRawSource(source.Channel(r.Acks.Events(&v1alpha1.APIKey{}), &handler.EnqueueRequestForObject{})).
+		WatchesRawSource(source.Channel(moved, &handler.EnqueueRequestForObject{})).
 		WatchesRawSource(source.Channel(r.Acks.Events(&corev1.Secret{}), toKey)).
 		WithOptions(controller.Options{MaxConcurrentReconciles: workers}).
 		Complete(r)

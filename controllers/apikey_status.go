@@ -33,6 +33,8 @@ func readyOf(s *keyScope, clamps []policy.Clamp) (v verdict, stalled bool) {
 	switch {
 	case problem != nil && problem.Stalled:
 		return no(problem.Reason, problem.Message), true
+	case s.crowdedOut:
+		return no(v1alpha1.ReasonMaxKeysReached, crowdedOutMessage(s)), true
 	case s.elder != "":
 		return no(v1alpha1.ReasonDuplicateKey, fmt.Sprintf(
 			"APIKey %s is older and holds the same key in its Secret, which counts: delete this APIKey and create a new one", s.elder)), true
@@ -60,7 +62,10 @@ func readyOf(s *keyScope, clamps []policy.Clamp) (v verdict, stalled bool) {
 
 // usableOf says what a caller of the key meets, in the order in which the enforcer looks.
 func usableOf(s *keyScope, now time.Time) verdict {
-	if problem := secretProblem(s); problem != nil {
+	switch problem := secretProblem(s); {
+	case s.crowdedOut && (problem == nil || !problem.Stalled):
+		return no(v1alpha1.ReasonMaxKeysReached, crowdedOutMessage(s))
+	case problem != nil:
 		return no(problem.Reason, problem.Message)
 	}
 	if problem := specProblem(s); problem != nil {
@@ -78,6 +83,9 @@ func usableOf(s *keyScope, now time.Time) verdict {
 		return no(v1alpha1.ReasonApplicationNotFound, fmt.Sprintf("Application %s does not exist", s.key.Spec.ApplicationRef.Name))
 	case s.app.Spec.State == v1alpha1.StateDisabled:
 		return no(v1alpha1.ReasonApplicationDisabled, fmt.Sprintf("Application %s is disabled", s.app.Name))
+	}
+	if spent := spentBudget(s, now); spent != nil {
+		return no(v1alpha1.ReasonBudgetExhausted, spent.message)
 	}
 	return yes(v1alpha1.ReasonActive, "requests with this key are decided by its policy")
 }

@@ -71,23 +71,30 @@ func (r *ApplicationReconciler) Reconcile(ctx context.Context, req ctrl.Request)
 	status.ObservedGeneration = app.Generation
 	status.Keys = new(int32(len(keys)))
 	_, problems := compile.Application(app)
-	list := conditionList{&status.Conditions, app.Generation, r.Clock.Now()}
+	system, err := systemPolicy(ctx, r.Client)
+	if err != nil {
+		return ctrl.Result{}, err
+	}
+	now := r.Clock.Now()
+	usable, wake := applicationUsable(app, now, termsOf(system))
+	list := conditionList{&status.Conditions, app.Generation, now}
 	list.setReady(applicationReady(deleting, keys, problems))
-	list.set(v1alpha1.ConditionUsable, applicationUsable(app))
+	list.set(v1alpha1.ConditionUsable, usable)
 	list.set(v1alpha1.ConditionEnforced, enforced(app.Status.Conditions, app.Generation, r.Acks.Check(app)))
 	if equality.Semantic.DeepEqual(status, &app.Status) {
-		return ctrl.Result{}, nil
+		return ctrl.Result{RequeueAfter: wake}, nil
 	}
 	config, err := convert[applyv1alpha1.ApplicationStatusApplyConfiguration](status)
 	if err != nil {
 		return ctrl.Result{}, err
 	}
+	config.Usage = nil // the UsageWriter's, which has a field manager of its own
 	object := applyv1alpha1.Application(app.Name, app.Namespace).WithUID(app.UID).WithResourceVersion(app.ResourceVersion).WithStatus(config)
 	if err := r.Client.Status().Apply(ctx, object, applicationManager, client.ForceOwnership); err != nil {
 		return retryOnRace(fmt.Errorf("apply status of application %s/%s: %w", app.Namespace, app.Name, err))
 	}
 	r.announce(app, status.Conditions)
-	return ctrl.Result{}, nil
+	return ctrl.Result{RequeueAfter: wake}, nil
 }
 
 // announce makes an event of a deletion that is held back, once, however many keys go meanwhile.
@@ -143,7 +150,7 @@ func (r *ApplicationReconciler) SetupWithManager(mgr ctrl.Manager) error {
 		}
 	}
 	return ctrl.NewControllerManagedBy(mgr).
-		For(&v1alpha1.Application{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
+		For(&v1alpha1.Application{}, builder.WithPredicates(predicate.Or(predicate.GenerationChangedPredicate{}, budgetNews()))).
 		Watches(&v1alpha1.APIKey{}, handler.Funcs{
 			CreateFunc: func(_ context.Context, e event.CreateEvent, q workqueue.TypedRateLimitingInterface[reconcile.Request]) {
 				count(e.Object, q)
@@ -152,6 +159,10 @@ func (r *ApplicationReconciler) SetupWithManager(mgr ctrl.Manager) error {
 				count(e.Object, q)
 			},
 		}).
+		Watches(&v1alpha1.SystemPolicy{}, handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, _ client.Object) []reconcile.Request {
+			return requestsOf(ctx, r.Client, &v1alpha1.ApplicationList{}, func(l *v1alpha1.ApplicationList) []v1alpha1.Application { return l.Items },
+				func(a *v1alpha1.Application) types.NamespacedName { return client.ObjectKeyFromObject(a) })
+		}), builder.WithPredicates(predicate.GenerationChangedPredicate{})). // the day and the month are in its time zone
 		WatchesRawSource(source.Channel(r.Acks.Events(&v1alpha1.Application{}), &handler.EnqueueRequestForObject{})).
 		Complete(r)
 }

@@ -3,6 +3,7 @@ package controllers
 import (
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/latchkey-dev/latchkey/api/v1alpha1"
 	"github.com/latchkey-dev/latchkey/internal/compile"
@@ -24,10 +25,17 @@ func applicationReady(deleting bool, keys []string, problems []compile.Problem) 
 	return ready(problems)
 }
 
-// applicationUsable says what callers of the application's keys meet.
-func applicationUsable(app *v1alpha1.Application) verdict {
+// applicationUsable says what callers of the application's keys meet, and for how long that holds at most; 0: until something changes.
+func applicationUsable(app *v1alpha1.Application, now time.Time, terms budgetTerms) (verdict, time.Duration) {
 	if app.Spec.State == v1alpha1.StateDisabled {
-		return no(v1alpha1.ReasonDisabled, "spec.state is Disabled: the requests of all its keys are refused")
+		return no(v1alpha1.ReasonDisabled, "spec.state is Disabled: the requests of all its keys are refused"), 0
 	}
-	return yes(v1alpha1.ReasonActive, "requests with its keys are decided by their policy")
+	if spent := exhausted(now, terms, budgetHolder{thisApplication, app.Spec.Budgets, app.Status.Usage}); spent != nil {
+		var wake time.Duration
+		if !spent.reset.IsZero() {
+			wake = max(spent.reset.Sub(now), time.Millisecond)
+		}
+		return no(v1alpha1.ReasonBudgetExhausted, spent.message), wake
+	}
+	return yes(v1alpha1.ReasonActive, "requests with its keys are decided by their policy"), 0
 }

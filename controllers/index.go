@@ -14,6 +14,7 @@ import (
 
 // The fields by which the cache finds objects.
 const (
+	indexUID         = "metadata.uid"                   // of APIKeys and Applications
 	indexApplication = "spec.applicationRef.name"       // of APIKeys
 	indexKeyHash     = "data.keyHash"                   // of Secrets
 	indexProvider    = "spec.providerRef.name"          // of Models
@@ -29,11 +30,14 @@ func SetupIndexes(ctx context.Context, indexer client.FieldIndexer) error {
 		}
 		return []string{s}
 	}
+	uid := func(o client.Object) []string { return one(string(o.GetUID())) }
 	for _, index := range []struct {
 		object client.Object
 		field  string
 		value  func(client.Object) []string
 	}{
+		{&v1alpha1.APIKey{}, indexUID, uid},
+		{&v1alpha1.Application{}, indexUID, uid},
 		{&v1alpha1.APIKey{}, indexApplication, func(o client.Object) []string { return one(o.(*v1alpha1.APIKey).Spec.ApplicationRef.Name) }},
 		{&corev1.Secret{}, indexKeyHash, func(o client.Object) []string {
 			return one(string(o.(*corev1.Secret).Data[v1alpha1.SecretDataKeyHash]))

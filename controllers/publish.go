@@ -51,13 +51,16 @@ type Publisher struct {
 	byHash     map[policy.KeyHash]map[types.NamespacedName]struct{}
 	published  map[types.NamespacedName]string // resource name of the key as it was sent
 	models     map[string]struct{}             // resource names of the models sent
+	crowdedOut map[types.NamespacedName]names  // by application: the keys that its maxKeys keeps from being published
 }
 
-// candidate is a key that compiles. It is published unless an older key holds the same secret.
+// candidate is a key that compiles. It is published unless an older key holds the same secret, or its application has as many older
+// keys as its maxKeys allows.
 type candidate struct {
-	resource keyset.Resource
-	hashes   []policy.KeyHash
-	created  time.Time
+	resource    keyset.Resource
+	hashes      []policy.KeyHash
+	created     time.Time
+	application types.NamespacedName
 }
 
 // Init prepares the publisher; it is called once, before Start.
@@ -68,6 +71,7 @@ func (p *Publisher) Init() {
 	p.byHash = map[policy.KeyHash]map[types.NamespacedName]struct{}{}
 	p.published = map[types.NamespacedName]string{}
 	p.models = map[string]struct{}{}
+	p.crowdedOut = map[types.NamespacedName]names{}
 }
 
 // Ready is closed once everything that existed at the start has been compiled: not before that may anybody be served, since an
@@ -132,8 +136,18 @@ func (p *Publisher) signalAll() {
 
 func (p *Publisher) watch(ctx context.Context) ([]toolscache.InformerSynced, error) {
 	handler := toolscache.ResourceEventHandlerFuncs{
-		AddFunc: func(obj any) { p.observe(obj, false) },
+		AddFunc: func(obj any) {
+			if k, isKey := obj.(*v1alpha1.APIKey); isKey {
+				p.observeLine(k)
+			}
+			p.observe(obj, false)
+		},
 		UpdateFunc: func(before, obj any) {
+			if was, isKey := before.(*v1alpha1.APIKey); isKey {
+				if k, stillIs := obj.(*v1alpha1.APIKey); stillIs && movesInLine(was, k) {
+					p.observeLine(k)
+				}
+			}
 			if changedHands(before, obj) { // the key that it was has lost it
 				p.observe(before, false)
 			}
@@ -170,6 +184,9 @@ func (p *Publisher) observe(obj any, deleted bool) {
 	if gone, ok := obj.(toolscache.DeletedFinalStateUnknown); ok {
 		obj = gone.Obj
 	}
+	if k, isKey := obj.(*v1alpha1.APIKey); isKey && deleted {
+		p.observeLine(k)
+	}
 	if o, ok := obj.(client.Object); ok {
 		p.pending.add(o, deleted, p.Namespace)
 	}
@@ -178,6 +195,7 @@ func (p *Publisher) observe(obj any, deleted bool) {
 // flush publishes everything pending: revocations, then what keys depend on, then keys.
 func (p *Publisher) flush(ctx context.Context) {
 	b := p.pending.take()
+	p.placeBatch(ctx, &b)
 	position := p.update(ctx, b.urgentKeys, b.urgentApps)
 	if b.envoy {
 		if err := p.publishEnvoy(ctx); err != nil {
@@ -199,7 +217,10 @@ func (p *Publisher) flush(ctx context.Context) {
 	position = max(position, p.update(ctx, nil, b.apps))
 	for chunk := range slices.Chunk(slices.Collect(maps.Keys(b.keys)), flushChunk) {
 		if keys, apps := p.pending.takeUrgent(); len(keys)+len(apps) > 0 {
+			lost, gained := p.place(ctx, apps)
+			maps.Copy(keys, lost)
 			position = max(position, p.update(ctx, keys, apps))
+			position = max(position, p.update(ctx, gained, nil))
 		}
 		position = max(position, p.update(ctx, setOf(chunk), nil))
 	}
@@ -233,7 +254,7 @@ func (p *Publisher) update(ctx context.Context, keys, apps map[types.NamespacedN
 	for name := range touched {
 		before, was := p.published[name]
 		now, is := p.candidates[name]
-		is = is && p.oldest(name, now)
+		is = is && p.oldest(name, now) && !p.isCrowdedOut(name, now)
 		if was && (!is || before != now.resource.Name) {
 			removed = append(removed, before)
 			delete(p.published, name)
@@ -284,7 +305,10 @@ func (p *Publisher) compileKey(ctx context.Context, name types.NamespacedName) {
 	if compiled == nil {
 		return
 	}
-	c := candidate{resource: keyset.EncodeKey(compiled), created: apiKey.CreationTimestamp.Time}
+	c := candidate{
+		resource: keyset.EncodeKey(compiled), created: apiKey.CreationTimestamp.Time,
+		application: types.NamespacedName{Namespace: name.Namespace, Name: apiKey.Spec.ApplicationRef.Name},
+	}
 	for _, credential := range compiled.Credentials {
 		c.hashes = append(c.hashes, credential.Hash)
 		if p.byHash[credential.Hash] == nil {

@@ -62,8 +62,9 @@ type batch struct {
 	urgentApps map[types.NamespacedName]struct{}
 	keys       map[types.NamespacedName]struct{}
 	apps       map[types.NamespacedName]struct{}
-	models     bool // any Model or Provider
-	envoy      bool // any Provider or credential
+	lines      map[types.NamespacedName]struct{} // applications whose keys have come, gone or been minted
+	models     bool                              // any Model or Provider
+	envoy      bool                              // any Provider or credential
 	system     bool
 	seen       Watermarks // of all events taken in so far, this batch's included
 }
@@ -74,6 +75,7 @@ func newBatch(seen Watermarks) batch {
 		urgentApps: map[types.NamespacedName]struct{}{},
 		keys:       map[types.NamespacedName]struct{}{},
 		apps:       map[types.NamespacedName]struct{}{},
+		lines:      map[types.NamespacedName]struct{}{},
 		seen:       seen,
 	}
 }
@@ -115,7 +117,8 @@ func (p *pending) add(obj client.Object, deleted bool, namespace string) {
 			b.envoy, b.models = true, true
 		}
 	case *v1alpha1.Application:
-		urgent = gone || o.Spec.State == v1alpha1.StateDisabled
+		// A maxKeys may have been lowered, which revokes keys.
+		urgent = gone || o.Spec.State == v1alpha1.StateDisabled || o.Spec.MaxKeys != nil
 		put(b.urgentApps, b.apps, name, urgent)
 	case *v1alpha1.Model:
 		b.models = true

@@ -26,6 +26,7 @@ type config struct {
 	maxRequestBytes uint
 	certDir         string
 	selfSigned      bool
+	usageWrites     float64
 	logLevel        slog.Level
 }
 
@@ -50,6 +51,7 @@ func parseFlags(args []string, stderr io.Writer) (config, error) {
 	flags.UintVar(&cfg.maxRequestBytes, "max-request-bytes", policy.DefaultMaxRequestBytes, "most bytes that a request's body can hold")
 	flags.StringVar(&cfg.certDir, "cert-dir", "", "directory with the xDS port's ca.crt, tls.crt and tls.key, as cert-manager writes them")
 	flags.BoolVar(&cfg.selfSigned, "self-signed", false, "issue the xDS port's certificates by an authority of the manager's own, kept in Secrets of the namespace")
+	flags.Float64Var(&cfg.usageWrites, "usage-writes-per-second", 5, "most writes of status.usage in a second, by this replica; thousands of busy keys take turns")
 	flags.TextVar(&cfg.logLevel, "log-level", slog.LevelInfo, "DEBUG, INFO, WARN or ERROR")
 	if err := flags.Parse(args); err != nil {
 		return config{}, err
@@ -63,6 +65,8 @@ func parseFlags(args []string, stderr io.Writer) (config, error) {
 		return config{}, fmt.Errorf("--gateway-port %d: a port is a number from 1 to 65535", cfg.gatewayPort)
 	case cfg.maxRequestBytes == 0 || cfg.maxRequestBytes > 1<<30:
 		return config{}, fmt.Errorf("--max-request-bytes %d: give a number from 1 to 1073741824 (1 GiB)", cfg.maxRequestBytes)
+	case !(cfg.usageWrites > 0) || cfg.usageWrites > 1000:
+		return config{}, fmt.Errorf("--usage-writes-per-second %v: give a number above 0 and up to 1000", cfg.usageWrites)
 	case cfg.namespace == "":
 		return config{}, errors.New("--namespace must not be empty")
 	}

@@ -15,6 +15,7 @@ import (
 
 	cachev3 "github.com/envoyproxy/go-control-plane/pkg/cache/v3"
 	"github.com/go-logr/logr"
+	"google.golang.org/grpc"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -39,6 +40,7 @@ import (
 	"github.com/latchkey-dev/latchkey/internal/envoyconf"
 	"github.com/latchkey-dev/latchkey/internal/keyset"
 	"github.com/latchkey-dev/latchkey/internal/policy"
+	"github.com/latchkey-dev/latchkey/internal/usage"
 	"github.com/latchkey-dev/latchkey/internal/xds"
 )
 
@@ -50,6 +52,7 @@ const shutdownGrace = 20 * time.Second
 //
 //	informers → reconcilers (leader) → Secrets and status
 //	informers → publisher (every replica) → key set, Envoy's configuration → xDS port → followers → Enforced
+//	enforcers → xDS port → usage writer (every replica) → status.usage, events
 func run(ctx context.Context, cfg config, log *slog.Logger) error {
 	logger := logr.FromSlogHandler(log.Handler())
 	ctrl.SetLogger(logger)
@@ -69,8 +72,20 @@ func run(ctx context.Context, cfg config, log *slog.Logger) error {
 	}
 	keySet := keyset.NewCache(keyset.SystemClock{})
 	snapshots := cachev3.NewSnapshotCache(true, xds.EnvoyGroup{}, nil)
+	writer := &controllers.UsageWriter{
+		Client: mgr.GetClient(), Recorder: mgr.GetEventRecorder("latchkey-usage"), Clock: realClock, Log: logger.WithName("usage"),
+		Metrics: metrics.Registry, WritesPerSecond: cfg.usageWrites,
+	}
+	if err := writer.Init(); err != nil {
+		return err
+	}
+	receiver, err := usage.NewReceiver(writer, metrics.Registry)
+	if err != nil {
+		return err
+	}
 	server, err := xds.New(xds.Config{
 		TLS: tlsConfig, KeySet: keySet, Envoy: snapshots, Log: logger.WithName("xds"), Metrics: metrics.Registry,
+		Services: []func(grpc.ServiceRegistrar){receiver.Register},
 	})
 	if err != nil {
 		return err
@@ -88,7 +103,7 @@ func run(ctx context.Context, cfg config, log *slog.Logger) error {
 	}
 	publisher.Init()
 	serve := &xdsPort{server: server, after: publisher.Ready(), address: cfg.xdsAddress}
-	for _, part := range []manager.Runnable{publisher, followers, serve} {
+	for _, part := range []manager.Runnable{publisher, followers, writer, serve} {
 		if err := mgr.Add(part); err != nil {
 			return fmt.Errorf("add %T: %w", part, err)
 		}

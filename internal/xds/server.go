@@ -51,6 +51,8 @@ type Config struct {
 	Envoy   cache.SnapshotCache // made with EnvoyGroup
 	Log     logr.Logger
 	Metrics prometheus.Registerer
+	// Services register further gRPC services on the port. Only enforcers may call them. Their streams' contexts end with Run's.
+	Services []func(grpc.ServiceRegistrar)
 }
 
 // Server is the xDS port.
@@ -77,7 +79,12 @@ func (s *Server) Tracker() *Tracker { return s.tracker }
 // Run serves on the listener, which it closes, until the context ends, and takes a few seconds more at most to end its streams. An
 // error means that the listener failed.
 func (s *Server) Run(ctx context.Context, listener net.Listener) error {
+	// The server's context must end before GracefulStop, or streams would go on waiting for changes.
+	serverCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
 	g := grpc.NewServer(
+		grpc.StreamInterceptor(streams{serverCtx}.enforcersOnly),
+		grpc.UnaryInterceptor(enforcersOnly),
 		grpc.Creds(credentials.NewTLS(s.cfg.TLS)),
 		grpc.MaxRecvMsgSize(maxRequestBytes),
 		grpc.MaxConcurrentStreams(1000),
@@ -90,9 +97,9 @@ func (s *Server) Run(ctx context.Context, listener net.Listener) error {
 		ClassifyDelta: func(r *cache.DeltaRequest) string { return cacheOf(r.GetTypeUrl()) },
 		Caches:        map[string]cache.Cache{keysetCache: s.cfg.KeySet, envoyCache: s.cfg.Envoy},
 	}
-	// The server's context must end before GracefulStop, or streams would go on waiting for changes.
-	serverCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	defer cancel()
+	for _, register := range s.cfg.Services {
+		register(g)
+	}
 	discovery.RegisterAggregatedDiscoveryServiceServer(g, deltaOnly{server.NewServer(serverCtx, mux, callbacks{s.tracker})})
 	served := make(chan error, 1)
 	go func() { served <- g.Serve(listener) }()
@@ -192,6 +199,54 @@ func roleOfPeer(ctx context.Context) (role, string) {
 	}
 	return roleNone, p.Addr.String()
 }
+
+// mayCall turns away who calls another service than xDS and is no enforcer. What xDS clients may have is up to the callbacks.
+func mayCall(ctx context.Context, method string) error {
+	if isXDS(method) {
+		return nil
+	}
+	if r, _ := roleOfPeer(ctx); r != roleEnforcer {
+		return status.Errorf(codes.PermissionDenied, "a client with the role %s may not call %s: its certificate must hold %s as a URI", r, method, certs.EnforcerURI)
+	}
+	return nil
+}
+
+func isXDS(method string) bool {
+	return strings.HasPrefix(method, "/"+discovery.AggregatedDiscoveryService_ServiceDesc.ServiceName+"/")
+}
+
+func enforcersOnly(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	if err := mayCall(ctx, info.FullMethod); err != nil {
+		return nil, err
+	}
+	return handler(ctx, req)
+}
+
+// streams looks after the streams of other services than xDS.
+type streams struct{ server context.Context }
+
+// enforcersOnly also ends the streams' contexts with the server's, which is what ends those of xDS.
+func (s streams) enforcersOnly(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	if err := mayCall(stream.Context(), info.FullMethod); err != nil {
+		return err
+	}
+	if isXDS(info.FullMethod) {
+		return handler(srv, stream)
+	}
+	ctx, cancel := context.WithCancel(stream.Context())
+	defer cancel()
+	defer context.AfterFunc(s.server, cancel)()
+	return handler(srv, boundStream{stream, ctx})
+}
+
+// boundStream is a stream with a context of its own.
+type boundStream struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+// Context ends with the stream or with the server.
+func (s boundStream) Context() context.Context { return s.ctx }
 
 // callbacks tells the tracker what happens, and turns away who asks for what is not theirs.
 type callbacks struct{ tracker *Tracker }
