@@ -23,6 +23,7 @@ type config struct {
 	nodeID          string
 	metricsAddress  string
 	startGrace      time.Duration
+	watchGrace      time.Duration
 	maxRequestBytes int
 	logLevel        slog.Level
 	version         bool
@@ -40,11 +41,13 @@ func parseConfig(args []string, hostname func() (string, error), usage io.Writer
 	flags.StringVar(&cfg.certDir, "cert-dir", "/etc/latchkey/certs",
 		"`directory` with ca.crt, tls.crt and tls.key for the control plane; read anew for each connection")
 	flags.StringVar(&cfg.socket, "socket", "/run/latchkey/enforcer.sock", "`path` of the unix socket that Envoy asks on")
-	flags.StringVar(&cfg.stateDir, "state-dir", "/var/lib/latchkey", "`directory` for the last good policy; one enforcer can use it at a time")
+	flags.StringVar(&cfg.stateDir, "state-dir", "/var/lib/latchkey", "`directory` for the ledger and the last good policy; one enforcer can use it at a time")
 	flags.StringVar(&cfg.nodeID, "node-id", "", "name under which the control plane knows this enforcer (default: the host's name)")
 	flags.StringVar(&cfg.metricsAddress, "metrics-address", ":9091", "`host:port` for /metrics, /healthz and /readyz")
 	flags.DurationVar(&cfg.startGrace, "start-grace", 3*time.Second,
 		"how long to wait at the start for the control plane before going on with the policy on disk")
+	flags.DurationVar(&cfg.watchGrace, "watch-grace", 2*time.Second,
+		"how long, once asked to end, to go on reading answers that are on their way; those that take longer go on unread, and are charged by an estimate")
 	flags.IntVar(&cfg.maxRequestBytes, "max-request-bytes", policy.DefaultMaxRequestBytes, "largest request body; the same as the manager's")
 	flags.TextVar(&cfg.logLevel, "log-level", slog.LevelInfo, "debug, info, warn or error; debug shows every request")
 	flags.BoolVar(&cfg.version, "version", false, "print the version and exit")
@@ -92,6 +95,9 @@ func (c config) validate() error {
 		if required.value == "" {
 			errs = append(errs, fmt.Errorf("%s must not be empty", required.flag))
 		}
+	}
+	if c.watchGrace < 0 || c.watchGrace > stopGrace {
+		errs = append(errs, fmt.Errorf("--watch-grace must be between 0 and %s", stopGrace))
 	}
 	if c.startGrace < 0 {
 		errs = append(errs, errors.New("--start-grace must not be negative"))

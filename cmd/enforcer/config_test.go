@@ -25,6 +25,7 @@ func TestParseConfig(t *testing.T) {
 		nodeID:          "the-host",
 		metricsAddress:  ":9091",
 		startGrace:      3 * time.Second,
+		watchGrace:      2 * time.Second,
 		maxRequestBytes: policy.DefaultMaxRequestBytes,
 		logLevel:        slog.LevelInfo,
 	}
@@ -44,11 +45,11 @@ func TestParseConfig(t *testing.T) {
 		"the control plane's address is enough": {args: "--xds-address cp:18000", want: defaults},
 		"every flag is heeded": {
 			args: "--xds-address=[::1]:1 --xds-server-name n --cert-dir c --socket s --state-dir d --node-id i --metrics-address 127.0.0.1:2 " +
-				"--start-grace 0s --max-request-bytes 5 --log-level debug",
+				"--start-grace 0s --watch-grace 1s --max-request-bytes 5 --log-level debug",
 			hostname: noHost,
 			want: config{
 				xdsAddress: "[::1]:1", xdsServerName: "n", certDir: "c", socket: "s", stateDir: "d", nodeID: "i",
-				metricsAddress: "127.0.0.1:2", maxRequestBytes: 5, logLevel: slog.LevelDebug,
+				metricsAddress: "127.0.0.1:2", watchGrace: time.Second, maxRequestBytes: 5, logLevel: slog.LevelDebug,
 			},
 		},
 		"the version needs nothing else": {

@@ -7,10 +7,12 @@ import (
 	"encoding/json"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -29,6 +31,7 @@ import (
 	"github.com/latchkey-dev/latchkey/internal/key"
 	"github.com/latchkey-dev/latchkey/internal/keyset"
 	"github.com/latchkey-dev/latchkey/internal/policy"
+	"github.com/latchkey-dev/latchkey/internal/usage"
 	"github.com/latchkey-dev/latchkey/internal/xds"
 )
 
@@ -60,6 +63,7 @@ type world struct {
 	cache     *keyset.Cache
 	plaintext key.Plaintext
 	port      *port
+	known     *knownUsage
 	now       time.Time
 }
 
@@ -70,7 +74,7 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	w := &world{dir: dir, now: time.Now(), cache: keyset.NewCache(keyset.SystemClock{})}
+	w := &world{dir: dir, now: time.Now(), known: &knownUsage{}, cache: keyset.NewCache(keyset.SystemClock{})}
 	w.cfg = config{
 		xdsServerName: certs.ServerName, certDir: filepath.Join(dir, "certs"), socket: filepath.Join(dir, "run", "s"),
 		stateDir: filepath.Join(dir, "state"), nodeID: "enforcer-test", metricsAddress: "127.0.0.1:0",
@@ -134,12 +138,17 @@ func (w *world) serveControlPlane(t *testing.T) (stop func()) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	receiver, err := usage.NewReceiver(w.known, prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
 	server, err := xds.New(xds.Config{
-		TLS:     certs.Server(func() (certs.Bundle, error) { return bundle, nil }),
-		KeySet:  w.cache,
-		Envoy:   cache.NewSnapshotCache(true, xds.EnvoyGroup{}, nil),
-		Log:     logr.Discard(),
-		Metrics: prometheus.NewRegistry(),
+		Services: []func(grpc.ServiceRegistrar){receiver.Register},
+		TLS:      certs.Server(func() (certs.Bundle, error) { return bundle, nil }),
+		KeySet:   w.cache,
+		Envoy:    cache.NewSnapshotCache(true, xds.EnvoyGroup{}, nil),
+		Log:      logr.Discard(),
+		Metrics:  prometheus.NewRegistry(),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -155,6 +164,30 @@ func (w *world) serveControlPlane(t *testing.T) (stop func()) {
 	})
 	t.Cleanup(stop)
 	return stop
+}
+
+// knownUsage is what a control plane knows of usage. It implements usage.Sink.
+type knownUsage struct {
+	mu   sync.Mutex
+	rows map[string]usage.Row
+}
+
+func (k *knownUsage) Report(_ context.Context, rows []usage.Row) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.rows == nil {
+		k.rows = map[string]usage.Row{}
+	}
+	for _, r := range rows {
+		k.rows[r.ID] = r
+	}
+	return nil
+}
+
+func (k *knownUsage) Recall(_ context.Context, send func([]usage.Row) error) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return send(slices.Collect(maps.Values(k.rows)))
 }
 
 // running is an enforcer under way.
@@ -270,7 +303,7 @@ func (w *world) call(t *testing.T, plaintext string) (status int, provider strin
 	}
 	resp := ask(&extprocv3.ProcessingRequest{
 		Request:        &extprocv3.ProcessingRequest_RequestHeaders{RequestHeaders: &extprocv3.HttpHeaders{Headers: headers}},
-		ProtocolConfig: &extprocv3.ProtocolConfiguration{RequestBodyMode: filterv3.ProcessingMode_BUFFERED},
+		ProtocolConfig: &extprocv3.ProtocolConfiguration{RequestBodyMode: filterv3.ProcessingMode_BUFFERED, ResponseBodyMode: filterv3.ProcessingMode_STREAMED},
 	})
 	if resp.GetImmediateResponse() == nil {
 		resp = ask(&extprocv3.ProcessingRequest{Request: &extprocv3.ProcessingRequest_RequestBody{

@@ -14,6 +14,7 @@ import (
 	"os/signal"
 	"syscall"
 	"time"
+	_ "time/tzdata" // a budget's day begins in a time zone that the image may not have
 )
 
 func main() { os.Exit(realMain()) }

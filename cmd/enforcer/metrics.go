@@ -5,6 +5,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/latchkey-dev/latchkey/internal/money"
 )
 
 const metricsPrefix = "latchkey_enforcer_"
@@ -17,6 +19,16 @@ type metrics struct {
 	panics     prometheus.Counter
 	violations prometheus.Counter
 	suppressed prometheus.Counter
+
+	endings        *prometheus.CounterVec
+	tokens         *prometheus.CounterVec
+	spend          *prometheus.CounterVec
+	estimates      prometheus.Counter
+	overruns       prometheus.Counter
+	overrun        prometheus.Counter
+	ledgerFailures prometheus.Counter
+	ledgerCommits  prometheus.Histogram
+	ledgerChanges  prometheus.Counter
 }
 
 func newMetrics() *metrics {
@@ -44,6 +56,43 @@ func newMetrics() *metrics {
 			Help: "Refusals that were not logged because there were too many in that second.",
 		}),
 	}
+	m.endings = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: metricsPrefix + "requests_ended_total",
+		Help: "Requests that were let through, by model and by how they ended.",
+	}, []string{"model", "ending"})
+	m.tokens = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: metricsPrefix + "tokens_total",
+		Help: "Tokens of the answers, by model and by type: input (cached included) and output.",
+	}, []string{"model", "type"})
+	m.spend = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: metricsPrefix + "spend_total",
+		Help: "Price of what was used, in units of the currency, by model. The ledger has it exactly.",
+	}, []string{"model"})
+	m.estimates = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: metricsPrefix + "estimated_answers_total",
+		Help: "Answers whose usage the provider did not, or not wholly, report.",
+	})
+	m.overruns = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: metricsPrefix + "budget_overruns_total",
+		Help: "Settlements by which a budget was passed.",
+	})
+	m.overrun = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: metricsPrefix + "budget_overrun_spend_total",
+		Help: "By how much budgets were passed in all, in units of the currency.",
+	})
+	m.ledgerFailures = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: metricsPrefix + "ledger_failures_total",
+		Help: "Requests for which the ledger could not write, and its failed commits.",
+	})
+	m.ledgerCommits = prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name:    metricsPrefix + "ledger_commit_duration_seconds",
+		Help:    "Time that the ledger's disk took for a commit, of as many changes as had come together.",
+		Buckets: []float64{1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.5, 1, 5},
+	})
+	m.ledgerChanges = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: metricsPrefix + "ledger_changes_total",
+		Help: "Changes that the ledger has written.",
+	})
 	buildInfo := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name:        metricsPrefix + "build_info",
 		Help:        "Always 1; the labels say what was built.",
@@ -52,6 +101,7 @@ func newMetrics() *metrics {
 	buildInfo.Set(1)
 	m.registry.MustRegister(
 		m.decisions, m.duration, m.panics, m.violations, m.suppressed, buildInfo,
+		m.endings, m.tokens, m.spend, m.estimates, m.overruns, m.overrun, m.ledgerFailures, m.ledgerCommits, m.ledgerChanges,
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
@@ -60,6 +110,12 @@ func newMetrics() *metrics {
 
 // Panicked implements extproc.Faults.
 func (m *metrics) Panicked() { m.panics.Inc() }
+
+// overran counts by how much a settlement has passed a budget.
+func (m *metrics) overran(by money.Amount) {
+	m.overruns.Inc()
+	m.overrun.Add(float64(by) / float64(money.Unit))
+}
 
 // Violated implements extproc.Faults.
 func (m *metrics) Violated() { m.violations.Inc() }

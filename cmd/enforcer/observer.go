@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/latchkey-dev/latchkey/internal/enforce"
+	"github.com/latchkey-dev/latchkey/internal/money"
 	"github.com/latchkey-dev/latchkey/internal/xdsclient"
 )
 
@@ -60,6 +61,41 @@ func (o *observer) Decided(d enforce.Decision) {
 		slog.String("dialect", d.Dialect),
 	)
 }
+
+// Metered implements enforce.Observer.
+func (o *observer) Metered(m enforce.Metering) {
+	o.metrics.endings.WithLabelValues(m.Model, string(m.Ending)).Inc()
+	o.metrics.tokens.WithLabelValues(m.Model, "input").Add(float64(m.Usage.InputTokens))
+	o.metrics.tokens.WithLabelValues(m.Model, "output").Add(float64(m.Usage.OutputTokens))
+	o.metrics.spend.WithLabelValues(m.Model).Add(float64(m.Cost) / float64(money.Unit))
+	if m.Usage.Estimated {
+		o.metrics.estimates.Inc()
+	}
+	if m.Failure != nil {
+		o.metrics.ledgerFailures.Inc()
+	}
+	ctx := context.Background() // it carries nothing that the log wants
+	if !o.log.Enabled(ctx, slog.LevelDebug) {
+		return
+	}
+	o.log.LogAttrs(ctx, slog.LevelDebug, "request ended",
+		slog.String("ending", string(m.Ending)),
+		slog.String("requestId", m.RequestID),
+		slog.String("keyPrefix", m.KeyPrefix),
+		slog.String("namespace", m.Namespace),
+		slog.String("key", m.Key),
+		slog.String("application", m.Application),
+		slog.String("model", m.Model),
+		slog.Int64("inputTokens", m.Usage.InputTokens),
+		slog.Int64("outputTokens", m.Usage.OutputTokens),
+		slog.Bool("estimated", m.Usage.Estimated),
+		slog.String("cost", m.Cost.String()),
+		slog.String("reserved", m.Reserved.String()),
+	)
+}
+
+// LedgerFailed implements enforce.Observer. The ledger itself logs why.
+func (o *observer) LedgerFailed(error) { o.metrics.ledgerFailures.Inc() }
 
 // stateOf puts together what the client and the table know of the policy in force.
 func stateOf(status xdsclient.Status, table *enforce.Table) policyState {

@@ -12,15 +12,22 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/latchkey-dev/latchkey/internal/certs"
 	"github.com/latchkey-dev/latchkey/internal/enforce"
 	"github.com/latchkey-dev/latchkey/internal/extproc"
+	"github.com/latchkey-dev/latchkey/internal/ledger"
+	"github.com/latchkey-dev/latchkey/internal/ledger/journal"
+	"github.com/latchkey-dev/latchkey/internal/usage"
 	"github.com/latchkey-dev/latchkey/internal/xdsclient"
 )
 
 const (
 	// stopGrace is how long the requests under way have to be decided once the enforcer is asked to end.
 	stopGrace = 10 * time.Second
+	// holdFor is how long a request waits where only requests under way stand in the way of a budget. Envoy gives the enforcer 10 seconds.
+	holdFor = 5 * time.Second
 	// pagesGrace is how long a page being read has, after that.
 	pagesGrace = time.Second
 )
@@ -47,6 +54,25 @@ func run(ctx context.Context, cfg config, deps dependencies) (err error) {
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
 
+	m := newMetrics()
+	books, state, err := journal.OpenDir(cfg.stateDir, journal.Options{
+		Log: log, Now: deps.now,
+		OnCommit: func(changes int, took time.Duration) {
+			m.ledgerChanges.Add(float64(changes))
+			m.ledgerCommits.Observe(took.Seconds())
+		},
+		OnFailure: func(error) { m.ledgerFailures.Inc() },
+	})
+	if err != nil {
+		return fmt.Errorf("open the ledger in --state-dir %s: %w", cfg.stateDir, err)
+	}
+	//nolint:contextcheck // what was open is charged before anything else, however soon the process is asked to end
+	counts, err := ledger.Open(ledger.Options{Now: deps.now, Journal: books, State: state, HoldFor: holdFor, OnOverrun: m.overran, Log: log})
+	if err != nil {
+		return errors.Join(fmt.Errorf("start the ledger: %w", err), books.Close())
+	}
+	defer func() { err = errors.Join(err, counts.Close()) }()
+
 	table := enforce.NewTable()
 	client := xdsclient.New(xdsclient.Config{
 		Address:    cfg.xdsAddress,
@@ -58,9 +84,13 @@ func run(ctx context.Context, cfg config, deps dependencies) (err error) {
 		StartGrace: cfg.startGrace,
 		Now:        deps.now,
 	})
-	m := newMetrics()
-	state := func() policyState { return stateOf(client.Status(), table) }
-	m.registry.MustRegister(newPolicyCollector(state))
+	reporter := usage.NewReporter(usage.ReporterConfig{Address: cfg.xdsAddress, TLS: clientTLS, Source: counts, Log: log})
+	m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: metricsPrefix + "usage_rows_reported_total",
+		Help: "Rows of usage that the control plane has taken over.",
+	}, func() float64 { return float64(reporter.Reported()) }))
+	policyInForce := func() policyState { return stateOf(client.Status(), table) }
+	m.registry.MustRegister(newPolicyCollector(policyInForce))
 
 	pagesListener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.metricsAddress)
 	if err != nil {
@@ -68,7 +98,7 @@ func run(ctx context.Context, cfg config, deps dependencies) (err error) {
 	}
 	var listening atomic.Bool
 	pages := &http.Server{
-		Handler:           newPages(m.registry, state, listening.Load, deps.now, log),
+		Handler:           newPages(m.registry, policyInForce, listening.Load, deps.now, log),
 		ReadHeaderTimeout: 5 * time.Second,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 	}
@@ -108,7 +138,14 @@ func run(ctx context.Context, cfg config, deps dependencies) (err error) {
 	if err != nil {
 		return causeOf(ctx, serving, err)
 	}
-	engine, err := enforce.New(enforce.Options{Table: table, Observer: newObserver(m, log, deps.now), Now: deps.now})
+	// Only now: what is reported must not go before what is recalled, or it would take its place.
+	if counts.Empty() {
+		if err := recall(serving, reporter, counts, log); err != nil {
+			return causeOf(ctx, serving, err)
+		}
+	}
+	tasks.Go(func() { reporter.Run(background) })
+	engine, err := enforce.New(enforce.Options{Table: table, Ledger: counts, Observer: newObserver(m, log, deps.now), Now: deps.now})
 	if err != nil {
 		return fmt.Errorf("make engine: %w", err)
 	}
@@ -120,13 +157,43 @@ func run(ctx context.Context, cfg config, deps dependencies) (err error) {
 	defer context.AfterFunc(serving, func() { listening.Store(false) })()
 	log.Info("enforcing", slog.String("socket", cfg.socket), slog.String("policySource", string(source)))
 	err = extproc.Serve(serving, ln, extproc.NewAdapter(engine, m, log), extproc.ServeOptions{
-		MaxRequestBytes: cfg.maxRequestBytes, StopGrace: stopGrace,
+		MaxRequestBytes: cfg.maxRequestBytes, StopGrace: stopGrace, WatchGrace: cfg.watchGrace,
 	})
 	if err != nil {
 		return err
 	}
 	log.Info("no longer enforcing, ending")
 	return causeOf(ctx, serving, nil)
+}
+
+// recallEvery is how long to wait before the control plane is asked again.
+const recallEvery = time.Second
+
+// recall starts a ledger that has no memory of its own from what the control plane last knew. Nobody is let through before that: budgets
+// that are used up would be full again.
+func recall(ctx context.Context, reporter *usage.Reporter, counts ledger.Ledger, log *slog.Logger) error {
+	said := false
+	for {
+		rows, err := reporter.Recall(ctx)
+		if err == nil {
+			if err = counts.Seed(rows); err != nil {
+				return fmt.Errorf("start the ledger from what the control plane knows: %w", err)
+			}
+			log.Info("the ledger is new, and starts from what the control plane last knew", slog.Int("accounts", len(rows)))
+			return nil
+		}
+		if !said {
+			said = true
+			log.Warn("the ledger is new, and the control plane cannot say what was spent; waiting for it", slog.String("error", err.Error()))
+		}
+		timer := time.NewTimer(recallEvery)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return ctx.Err()
+		case <-timer.C:
+		}
+	}
 }
 
 // causeOf is why serving ended: nil when the enforcer was asked to end, else the failure of a background task, else err.

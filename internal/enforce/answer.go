@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 
@@ -18,6 +19,9 @@ const (
 	kindRequest kind = iota // by status: invalid, not found, too large, not permitted
 	kindAuthentication
 	kindServer
+	kindRequests // of a limit that counts requests
+	kindTokens   // of a limit that counts tokens
+	kindQuota    // of a budget
 )
 
 // retry says what a refusal tells the SDKs, which try 408, 409, 429 and 5xx again if nothing else is said.
@@ -38,6 +42,8 @@ type refusal struct {
 	reason  string // for metrics and logs
 	message string // its first 200 bytes carry the meaning
 	allow   string // of 405
+	headers []Header
+	after   int64 // seconds after which to try again; 0: not said
 }
 
 func badRequest(reason, param, message string) *refusal {
@@ -102,6 +108,10 @@ func (x *Exchange) refuse(r *refusal) *Answer {
 	if r.allow != "" {
 		answer.Headers = append(answer.Headers, Header{"allow", r.allow})
 	}
+	answer.Headers = append(answer.Headers, r.headers...)
+	if r.after > 0 {
+		answer.Headers = append(answer.Headers, Header{"retry-after", strconv.FormatInt(r.after, 10)})
+	}
 	if r.retry == retryNever {
 		answer.Headers = append(answer.Headers, Header{"x-should-retry", "false"})
 	}
@@ -132,8 +142,16 @@ func (x *Exchange) redact(s string) string {
 }
 
 func (r *refusal) openAIType() string {
-	if r.kind == kindServer {
+	switch r.kind {
+	case kindServer:
 		return "server_error"
+	case kindRequests:
+		return "requests"
+	case kindTokens:
+		return "tokens"
+	case kindQuota:
+		return "insufficient_quota"
+	case kindRequest, kindAuthentication:
 	}
 	return "invalid_request_error"
 }
@@ -144,6 +162,8 @@ func (r *refusal) anthropicType() string {
 		return "api_error"
 	case kindAuthentication:
 		return "authentication_error"
+	case kindRequests, kindTokens, kindQuota:
+		return "rate_limit_error"
 	case kindRequest:
 	}
 	switch r.status {

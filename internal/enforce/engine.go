@@ -2,6 +2,7 @@ package enforce
 
 import (
 	"bytes"
+	"context"
 	"encoding/hex"
 	"errors"
 	"net/http"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/latchkey-dev/latchkey/internal/key"
+	"github.com/latchkey-dev/latchkey/internal/ledger"
 	"github.com/latchkey-dev/latchkey/internal/llm"
 	"github.com/latchkey-dev/latchkey/internal/policy"
 )
@@ -75,14 +77,20 @@ type Decision struct {
 	Elapsed     time.Duration // spent deciding
 }
 
-// Observer is told of every decision, from the goroutine that made it.
+// Observer is told what happens, from the goroutine in which it does.
 type Observer interface {
+	// Decided is called for every request, once it is decided whether it may pass.
 	Decided(d Decision)
+	// Metered is called for every request that was let through to a provider, once it has ended.
+	Metered(m Metering)
+	// LedgerFailed is called when the ledger could not answer.
+	LedgerFailed(err error)
 }
 
 // Options are what an Engine needs.
 type Options struct {
 	Table    *Table
+	Ledger   ledger.Ledger
 	Observer Observer
 	Now      func() time.Time
 }
@@ -90,20 +98,22 @@ type Options struct {
 // Engine decides. It is safe for concurrent use.
 type Engine struct {
 	table    *Table
+	ledger   ledger.Ledger
 	observer Observer
 	now      func() time.Time
 	parser   llm.Parser
+	doors    doorLimiter
 }
 
 // New makes an engine. All options are required.
 func New(o Options) (*Engine, error) {
-	if o.Table == nil || o.Observer == nil || o.Now == nil {
-		return nil, errors.New("make engine: table, observer and clock are required")
+	if o.Table == nil || o.Ledger == nil || o.Observer == nil || o.Now == nil {
+		return nil, errors.New("make engine: table, ledger, observer and clock are required")
 	}
-	return &Engine{table: o.Table, observer: o.Observer, now: o.Now}, nil
+	return &Engine{table: o.Table, ledger: o.Ledger, observer: o.Observer, now: o.Now}, nil
 }
 
-// Exchange is one request on its way. One goroutine uses it.
+// Exchange is one request on its way, and its answer. One goroutine uses it at a time. End has to be called for each that Begin gave.
 type Exchange struct {
 	engine    *Engine
 	head      Head
@@ -119,6 +129,16 @@ type Exchange struct {
 	routed    bool
 	model     *policy.Model
 	elapsed   time.Duration
+
+	// Of a request that was let through.
+	request     *llm.Request
+	reservation ledger.Reservation // the zero value where the ledger does not count it
+	zone        *time.Location
+	currency    string
+	status      int        // of the answer
+	meter       *llm.Meter // nil: no answer has begun
+	grownAt     int64
+	ended       bool
 }
 
 // Begin looks at a request's head. It answers what needs no body: a refusal, or a list of models. Otherwise the exchange waits for Body.
@@ -143,11 +163,16 @@ func (e *Engine) Begin(h Head) (*Exchange, *Answer) {
 }
 
 func (x *Exchange) begin(now time.Time) *Answer {
-	if refusal := x.authenticate(now); refusal != nil {
-		return x.refuse(refusal)
+	refused := x.authenticate(now)
+	door, isDoor := doorAt(x.path)
+	if refused != nil && (!isDoor || refused.reason != "api_key_expired" || x.app == nil || x.app.State != policy.StateEnabled) {
+		return x.refuse(refused)
 	}
 	if refusal := x.checkURL(); refusal != nil {
 		return x.refuse(refusal)
+	}
+	if isDoor {
+		return x.open(door, now)
 	}
 	route, err := llm.Match(x.head.Method, x.path)
 	if err != nil {
@@ -161,22 +186,23 @@ func (x *Exchange) begin(now time.Time) *Answer {
 		return x.refuse(refusal)
 	}
 	if x.head.EndStream {
-		_, answer := x.decide(nil, now)
+		_, answer := x.decide(context.Background(), nil, now) // there is no endpoint whose request can do without a body
 		return answer
 	}
 	return nil
 }
 
-// Body decides, now that the whole body is there.
-func (x *Exchange) Body(body []byte) (*Forward, *Answer) {
+// Body decides, now that the whole body is there. It waits for the ledger's disk, and where a budget is reserved by requests under way, for
+// a few seconds also for those; no longer than ctx lasts.
+func (x *Exchange) Body(ctx context.Context, body []byte) (*Forward, *Answer) {
 	started := x.engine.now()
-	forward, answer := x.decide(body, started)
+	forward, answer := x.decide(ctx, body, started)
 	x.elapsed += x.engine.now().Sub(started)
 	x.observe(answer)
 	return forward, answer
 }
 
-func (x *Exchange) decide(body []byte, now time.Time) (*Forward, *Answer) {
+func (x *Exchange) decide(ctx context.Context, body []byte, now time.Time) (*Forward, *Answer) {
 	// The key may have been revoked while the body was on its way.
 	if refusal := x.look(now); refusal != nil {
 		return nil, x.refuse(refusal)
@@ -209,9 +235,15 @@ func (x *Exchange) decide(body []byte, now time.Time) (*Forward, *Answer) {
 		return nil, x.refuse(badRequest("key_in_body", "",
 			"the body holds the API key itself, which must not get to a provider: take it out of the body, and consider the key leaked"))
 	}
-	forward := &Forward{Provider: x.model.Provider, Path: x.route.Path + x.query, Remove: x.strip(), Body: changed}
+	if refusal := x.reserve(ctx, request); refusal != nil {
+		return nil, x.refuse(refusal)
+	}
+	x.request = request
+	// What a provider compresses would have to be decompressed to be read.
+	forward := &Forward{Provider: x.model.Provider, Path: x.route.Path + x.query, Remove: x.strip(), Body: changed,
+		Set: []Header{{"accept-encoding", "identity"}}}
 	if newType != "" {
-		forward.Set = []Header{{"content-type", newType}}
+		forward.Set = append(forward.Set, Header{"content-type", newType})
 	}
 	return forward, nil
 }
@@ -258,18 +290,6 @@ func (x *Exchange) checkCapabilities(needed policy.Capabilities) *refusal {
 		return capabilityRefusal("the application "+shown(x.app.DisplayName), missing)
 	}
 	return nil
-}
-
-// ResponseHead looks at the head of a provider's response. One that says that the platform's own credential is no good becomes an error of
-// the gateway's: to the caller it would look like their key, and its body can quote the credential.
-func (x *Exchange) ResponseHead(status int, _ []Header) (*Answer, *ResponseChange) {
-	if x.model == nil || status != http.StatusUnauthorized && status != http.StatusForbidden {
-		return nil, nil
-	}
-	answer := x.refuse(&refusal{status: http.StatusBadGateway, kind: kindServer, retry: retryNever, reason: "provider_credential",
-		message: "provider " + shown(x.model.Provider) + " refused the gateway's own credential; your key is in order. The platform team has to mend the provider's credential"})
-	x.observe(answer)
-	return answer, nil
 }
 
 // checkURL refuses a URL that holds the key, also percent-encoded, and what no URL can hold.
@@ -374,7 +394,8 @@ func (x *Exchange) prefix() string {
 	return x.plaintext.Prefix()
 }
 
-func (x *Exchange) observe(answer *Answer) {
+// decision is what is known of the request, as one that was let through.
+func (x *Exchange) decision() Decision {
 	d := Decision{
 		Outcome: OutcomeForwarded, KeyPrefix: x.prefix(), Dialect: x.dialect.String(), RequestID: x.requestID, Elapsed: x.elapsed,
 	}
@@ -387,6 +408,11 @@ func (x *Exchange) observe(answer *Answer) {
 	if x.model != nil {
 		d.Model, d.Provider = x.model.Name, x.model.Provider
 	}
+	return d
+}
+
+func (x *Exchange) observe(answer *Answer) {
+	d := x.decision()
 	if answer != nil {
 		d.Outcome, d.Reason, d.Status = OutcomeRefused, answer.Reason, answer.Status
 		if answer.Status < http.StatusBadRequest {

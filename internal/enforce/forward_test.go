@@ -79,6 +79,7 @@ func TestForward(t *testing.T) {
 			if answer != nil {
 				t.Fatalf("refused: %d %s", answer.Status, answer.Body)
 			}
+			tc.want.Set = append([]Header{{"accept-encoding", "identity"}}, tc.want.Set...) // so that the answer can be read
 			if diff := cmp.Diff(&tc.want, forward); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
@@ -240,7 +241,7 @@ func TestRevokedBetweenHeadAndBody(t *testing.T) {
 			if err := w.table.Apply(tc.change(w)); err != nil {
 				t.Fatal(err)
 			}
-			if forward, answer := x.Body([]byte(c.body)); forward != nil || answer.Reason != tc.want {
+			if forward, answer := x.Body(t.Context(), []byte(c.body)); forward != nil || answer.Reason != tc.want {
 				t.Errorf("got %+v, %+v; want %s", forward, answer, tc.want)
 			}
 		})
@@ -256,17 +257,27 @@ func TestResponseHead(t *testing.T) {
 		{"/v1/chat/completions", "gpt", `"type":"server_error","param":null,"code":null`, "openai-eu"},
 		{"/v1/messages", "claude", `"type":"api_error"`, "anthropic-eu"},
 	} {
-		x, _, answer := w.do(t, call{key: keyGood, path: tc.path, body: chat(tc.model)})
-		if answer != nil {
-			t.Fatalf("refused: %s", answer.Body)
+		begin := func() *Exchange {
+			x, _, answer := w.do(t, call{key: keyGood, path: tc.path, body: chat(tc.model)})
+			if answer != nil {
+				t.Fatalf("refused: %s", answer.Body)
+			}
+			return x
 		}
 		for _, status := range []int{200, 201, 301, 400, 404, 408, 413, 429, 500, 503, 529} {
-			if answer, change := x.ResponseHead(status, nil); answer != nil || change != nil {
-				t.Errorf("%d does not pass: %+v, %+v", status, answer, change)
+			x := begin()
+			answer, change := x.ResponseHead(status, []Header{{"x-ratelimit-remaining-requests", "7"}, {"anthropic-ratelimit-tokens-limit", "9"}, {"server", "x"}}, false)
+			if answer != nil {
+				t.Errorf("%d does not pass: %+v", status, answer)
 			}
+			if diff := cmp.Diff([]string{"x-ratelimit-remaining-requests", "anthropic-ratelimit-tokens-limit"}, change.Remove); diff != "" {
+				t.Errorf("removed (-want +got):\n%s", diff)
+			}
+			x.End(true)
 		}
 		for _, status := range []int{401, 403} {
-			answer, change := x.ResponseHead(status, []Header{{"www-authenticate", "Bearer sk-secret"}})
+			x := begin()
+			answer, change := x.ResponseHead(status, []Header{{"www-authenticate", "Bearer sk-secret"}}, false)
 			if answer == nil || change != nil {
 				t.Fatalf("%d passes", status)
 			}
@@ -276,8 +287,8 @@ func TestResponseHead(t *testing.T) {
 				!strings.Contains(body, tc.typeName) || !strings.Contains(body, tc.provider) || strings.Contains(body, "sk-secret") {
 				t.Errorf("%d became %d %v %s", status, answer.Status, answer.Headers, body)
 			}
-			if d := w.observed.last(t); d.Outcome != OutcomeRefused || d.Reason != "provider_credential" || d.Provider != tc.provider {
-				t.Errorf("observed %+v", d)
+			if m := w.observed.lastMetered(t); m.Ending != EndingCredential || m.Cost != 0 || m.Provider != tc.provider {
+				t.Errorf("observed %+v", m)
 			}
 		}
 	}
@@ -288,7 +299,7 @@ func TestResponseHeadBeforeADecision(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	x, _ := w.engine.Begin(w.head(call{key: keyGood, body: chat("gpt")}))
-	if answer, change := x.ResponseHead(401, nil); answer != nil || change != nil {
+	if answer, change := x.ResponseHead(401, nil, false); answer != nil || change != nil {
 		t.Errorf("got %+v, %+v", answer, change)
 	}
 }

@@ -192,7 +192,7 @@ func TestTableThatIsNotFilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	var err error
-	if w.engine, err = New(Options{Table: w.table, Observer: w.observed, Now: noon}); err != nil {
+	if w.engine, err = New(Options{Table: w.table, Ledger: newLedger(t, noon), Observer: w.observed, Now: noon}); err != nil {
 		t.Fatal(err)
 	}
 	for name, tc := range map[string]struct {

@@ -13,7 +13,7 @@ import (
 // clockedEngine is an engine of the world's table whose time can be set.
 func clockedEngine(t testing.TB, w *world, now *time.Time) *Engine {
 	t.Helper()
-	engine, err := New(Options{Table: w.table, Observer: w.observed, Now: func() time.Time { return *now }})
+	engine, err := New(Options{Table: w.table, Ledger: newLedger(t, func() time.Time { return *now }), Observer: w.observed, Now: func() time.Time { return *now }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,7 +65,7 @@ func TestExpiryToTheNanosecond(t *testing.T) {
 			}
 			if answer == nil {
 				now = noon().Add(tc.body)
-				_, answer = x.Body([]byte(chat("gpt")))
+				_, answer = x.Body(t.Context(), []byte(chat("gpt")))
 			}
 			got := ""
 			if answer != nil {
@@ -199,7 +199,7 @@ func TestServerErrorsInBothDialects(t *testing.T) {
 		if answer != nil {
 			t.Fatalf("refused: %s", answer.Body)
 		}
-		credential, _ := x.ResponseHead(401, nil)
+		credential, _ := x.ResponseHead(401, nil, false)
 		for _, tc := range []struct {
 			name   string
 			answer *Answer

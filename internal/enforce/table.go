@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/latchkey-dev/latchkey/internal/policy"
 )
@@ -22,6 +23,7 @@ type Table struct {
 // policySet is what a Table holds. Whoever changes it holds the table's mu, or is the only one to know it.
 type policySet struct {
 	system  policy.System
+	zone    *time.Location                 // of the system's budgets
 	apps    map[string]*policy.Application // by ID
 	keys    map[string]*policy.Key         // by UID
 	byHash  map[policy.KeyHash]*policy.Key
@@ -33,6 +35,7 @@ type policySet struct {
 func newPolicySet(keys int) *policySet {
 	return &policySet{
 		system:  policy.DefaultSystem(),
+		zone:    time.UTC,
 		apps:    map[string]*policy.Application{},
 		keys:    make(map[string]*policy.Key, keys),
 		byHash:  make(map[policy.KeyHash]*policy.Key, keys),
@@ -66,7 +69,7 @@ func (s *policySet) apply(d *policy.Delta) {
 	for _, ref := range d.Removed {
 		switch ref.Kind {
 		case policy.KindSystem:
-			s.system = policy.DefaultSystem()
+			s.system, s.zone = policy.DefaultSystem(), time.UTC
 		case policy.KindApplication:
 			delete(s.apps, ref.Name)
 		case policy.KindKey:
@@ -78,7 +81,7 @@ func (s *policySet) apply(d *policy.Delta) {
 		}
 	}
 	if d.System != nil {
-		s.system = *d.System
+		s.system, s.zone = *d.System, zoneOf(d.System.TimeZone)
 	}
 	for _, app := range d.Applications {
 		s.apps[app.ID()] = app
@@ -148,6 +151,23 @@ func (s *policySet) applicationOf(k *policy.Key) *policy.Application {
 	var buf [160]byte
 	id := append(append(append(buf[:0], k.Namespace...), '/'), k.Application...)
 	return s.apps[string(id)]
+}
+
+// zoneOf is the time zone of that name. The control plane sends none that it does not know itself; should this machine's database lack it,
+// the budgets' days are UTC's.
+func zoneOf(name string) *time.Location {
+	zone, err := time.LoadLocation(name)
+	if err != nil {
+		return time.UTC
+	}
+	return zone
+}
+
+// systemPolicy is what applies to all keys, and the time zone of the budgets.
+func (t *Table) systemPolicy() (policy.System, *time.Location) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.set.system, t.set.zone
 }
 
 func (t *Table) model(name string) *policy.Model {

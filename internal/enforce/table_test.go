@@ -173,7 +173,8 @@ func TestChangesDuringDecisions(t *testing.T) {
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	w := newWorld(t)
 	k, app, _ := w.table.find(policy.KeyHash(mint(t, keyGood).Hash()))
-	whole := &policy.Delta{Keys: []*policy.Key{k}, Applications: []*policy.Application{app}, Models: w.table.allModels()}
+	system, _ := w.table.systemPolicy()
+	whole := &policy.Delta{System: &system, Keys: []*policy.Key{k}, Applications: []*policy.Application{app}, Models: w.table.allModels()}
 	var stop atomic.Bool
 	var changing, deciding sync.WaitGroup
 	changing.Go(func() {
@@ -197,7 +198,7 @@ func TestChangesDuringDecisions(t *testing.T) {
 					t.Errorf("refused: %s", answer.Body)
 					return
 				}
-				if forward, answer := x.Body([]byte(chat("gpt"))); forward == nil {
+				if forward, answer := x.Body(t.Context(), []byte(chat("gpt"))); forward == nil {
 					t.Errorf("refused: %s", answer.Body)
 					return
 				}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/latchkey-dev/latchkey/internal/key"
+	"github.com/latchkey-dev/latchkey/internal/ledger"
 	"github.com/latchkey-dev/latchkey/internal/policy"
 )
 
@@ -30,16 +31,56 @@ func mint(t testing.TB, name string) key.Plaintext {
 	return plaintext
 }
 
+// newLedger is a ledger that forgets.
+func newLedger(t testing.TB, now func() time.Time) ledger.Ledger {
+	t.Helper()
+	l, err := ledger.Open(ledger.Options{Now: now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return l
+}
+
 // decisions is an Observer that keeps what it is told.
 type decisions struct {
-	mu   sync.Mutex
-	list []Decision
+	mu        sync.Mutex
+	list      []Decision
+	meterings []Metering
+	failures  []error
+}
+
+func (d *decisions) Metered(m Metering) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.meterings = append(d.meterings, m)
+}
+
+func (d *decisions) LedgerFailed(err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.failures = append(d.failures, err)
 }
 
 func (d *decisions) Decided(decision Decision) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.list = append(d.list, decision)
+}
+
+// lastMetered is the latest request that has ended.
+func (d *decisions) lastMetered(t testing.TB) Metering {
+	t.Helper()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(d.meterings) == 0 {
+		t.Fatal("no request has ended")
+	}
+	return d.meterings[len(d.meterings)-1]
 }
 
 // last is the latest decision.
@@ -79,13 +120,15 @@ func newWorld(t testing.TB) *world {
 	text := policy.CapabilitiesOf(policy.TextGeneration)
 	all := policy.ModelScope{All: true}
 	system := policy.DefaultSystem()
+	system.RequestsPerMinute.Default, system.RequestsPerMinute.Max = 1_000_000, 1_000_000
+	system.TokensPerMinute.Default, system.TokensPerMinute.Max = 1_000_000_000, 1_000_000_000
 	set := &policy.Delta{
 		System: &system,
 		Applications: []*policy.Application{
-			{UID: "a1", Namespace: "team", Name: "shop", DisplayName: "Shop", State: policy.StateEnabled, Capabilities: policy.AllCapabilities, Models: all},
-			{UID: "a2", Namespace: "team", Name: "closed", DisplayName: "Closed", State: policy.StateDisabled, Capabilities: policy.AllCapabilities, Models: all},
-			{UID: "a3", Namespace: "team", Name: "bounded", DisplayName: "Bounded", State: policy.StateEnabled, Capabilities: text, Models: policy.ScopeOf("claude", "gpt")},
-			{UID: "a4", Namespace: "other", Name: "gone", DisplayName: "Of another namespace", State: policy.StateEnabled, Capabilities: policy.AllCapabilities, Models: all},
+			{UID: "a1", Namespace: "team", Name: "shop", DisplayName: "Shop", State: policy.StateEnabled, Capabilities: policy.AllCapabilities, Models: all, Limits: policy.NoRateLimits(), Budgets: policy.NoBudgets()},
+			{UID: "a2", Namespace: "team", Name: "closed", DisplayName: "Closed", State: policy.StateDisabled, Capabilities: policy.AllCapabilities, Models: all, Limits: policy.NoRateLimits(), Budgets: policy.NoBudgets()},
+			{UID: "a3", Namespace: "team", Name: "bounded", DisplayName: "Bounded", State: policy.StateEnabled, Capabilities: text, Models: policy.ScopeOf("claude", "gpt"), Limits: policy.NoRateLimits(), Budgets: policy.NoBudgets()},
+			{UID: "a4", Namespace: "other", Name: "gone", DisplayName: "Of another namespace", State: policy.StateEnabled, Capabilities: policy.AllCapabilities, Models: all, Limits: policy.NoRateLimits(), Budgets: policy.NoBudgets()},
 		},
 		Models: []*policy.Model{
 			model("gpt", policy.FormatOpenAI, "gpt-upstream", policy.TextGeneration, policy.WebSearch),
@@ -106,6 +149,7 @@ func newWorld(t testing.TB) *world {
 			UID: "uid-" + name, Namespace: "team", Name: name, Application: "shop", State: policy.StateEnabled,
 			Credentials:  []policy.Credential{{Hash: plaintext.Hash(), Prefix: plaintext.Prefix()}},
 			Capabilities: policy.AllCapabilities, Models: all,
+			Limits: policy.NoRateLimits(), Budgets: policy.NoBudgets(),
 		}
 		switch name {
 		case keyUnknown:
@@ -129,7 +173,7 @@ func newWorld(t testing.TB) *world {
 		t.Fatal(err)
 	}
 	var err error
-	if w.engine, err = New(Options{Table: w.table, Observer: w.observed, Now: noon}); err != nil {
+	if w.engine, err = New(Options{Table: w.table, Ledger: newLedger(t, noon), Observer: w.observed, Now: noon}); err != nil {
 		t.Fatal(err)
 	}
 	return w
@@ -200,7 +244,7 @@ func (w *world) do(t testing.TB, c call) (*Exchange, *Forward, *Answer) {
 	if head.EndStream {
 		t.Fatal("Begin waits for a body that does not come")
 	}
-	forward, answer := x.Body([]byte(w.expand(c.body)))
+	forward, answer := x.Body(t.Context(), []byte(w.expand(c.body)))
 	if (forward == nil) == (answer == nil) {
 		t.Fatalf("Body gave forward %v and answer %v", forward, answer)
 	}

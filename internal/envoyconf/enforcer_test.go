@@ -49,10 +49,11 @@ type enforcer struct {
 
 // told is what the enforcer was told of one request.
 type told struct {
-	head      map[string][]string
-	endStream bool
-	body      []byte
-	response  map[string][]string
+	head         map[string][]string
+	endStream    bool
+	body         []byte
+	response     map[string][]string
+	responseBody []byte
 }
 
 // serve answers on the unix socket until stop is called.
@@ -164,6 +165,15 @@ func (e *enforcer) Process(stream extprocv3.ExternalProcessor_ProcessServer) err
 			if p.onResponse != nil {
 				res = p.onResponse.immediate()
 			}
+		case *extprocv3.ProcessingRequest_ResponseBody:
+			note(func(s *told) { s.responseBody = append(s.responseBody, part.ResponseBody.GetBody()...) })
+			res = &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_ResponseBody{
+				ResponseBody: &extprocv3.BodyResponse{Response: &extprocv3.CommonResponse{}},
+			}}
+		case *extprocv3.ProcessingRequest_ResponseTrailers:
+			res = &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_ResponseTrailers{
+				ResponseTrailers: &extprocv3.TrailersResponse{},
+			}}
 		default:
 			return errors.New("an unplanned part")
 		}

@@ -100,7 +100,7 @@ func TestForwarding(t *testing.T) {
 				w.Header().Set("OpenAI-Organization", "org-1")
 				w.Header().Set("OpenAI-Project", "proj-1")
 				w.Header().Set("Server", "the provider's")
-				w.Header().Set(GatewayErrorHeader, "true") // which would keep the response from the enforcer
+				w.Header().Set(policy.GatewayErrorHeader, "true") // which would keep the response from the enforcer
 				fmt.Fprint(w, "fine")
 			})
 			unwanted := map[string]string{
@@ -171,7 +171,7 @@ func TestForwarding(t *testing.T) {
 			if id := res.headers.Get("X-Request-Id"); got.headers.Get("X-Request-Id") != id || asked.head["x-request-id"][0] != id {
 				t.Error("the request has several ids")
 			}
-			for _, header := range []string{"Set-Cookie", "Openai-Organization", "Openai-Project", "X-Envoy-Upstream-Service-Time", GatewayErrorHeader} {
+			for _, header := range []string{"Set-Cookie", "Openai-Organization", "Openai-Project", "X-Envoy-Upstream-Service-Time", policy.GatewayErrorHeader} {
 				if res.headers.Get(header) != "" {
 					t.Errorf("the caller got %s", header)
 				}

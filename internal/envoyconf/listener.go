@@ -19,6 +19,8 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/latchkey-dev/latchkey/internal/policy"
 )
 
 const (
@@ -136,7 +138,7 @@ func (b *builder) enforcement() *matchingv3.ExtensionWithMatcher {
 						SinglePredicate: &xdsmatcherv3.Matcher_MatcherList_Predicate_SinglePredicate{
 							Input: &xdscorev3.TypedExtensionConfig{
 								Name:        "envoy.matching.inputs.response_headers",
-								TypedConfig: b.pack(&matcherv3.HttpResponseHeaderMatchInput{HeaderName: GatewayErrorHeader}),
+								TypedConfig: b.pack(&matcherv3.HttpResponseHeaderMatchInput{HeaderName: policy.GatewayErrorHeader}),
 							},
 							Matcher: &xdsmatcherv3.Matcher_MatcherList_Predicate_SinglePredicate_ValueMatch{
 								ValueMatch: &xdsmatcherv3.StringMatcher{
@@ -163,15 +165,18 @@ func (b *builder) externalProcessor() *extprocv3.ExternalProcessor {
 		}}},
 		FailureModeAllow: false,
 		StatusOnError:    &typev3.HttpStatus{Code: typev3.StatusCode_ServiceUnavailable},
-		MessageTimeout:   durationpb.New(b.cfg.EnforcerTimeout),
-		StatPrefix:       EnforcerCluster,
+		// The enforcer takes the header out of the answers whose bodies it may change.
+		AllowContentLengthHeader: true,
+		MessageTimeout:           durationpb.New(b.cfg.EnforcerTimeout),
+		StatPrefix:               EnforcerCluster,
 		ProcessingMode: &extprocv3.ProcessingMode{
-			RequestHeaderMode:   extprocv3.ProcessingMode_SEND,
-			RequestBodyMode:     extprocv3.ProcessingMode_BUFFERED,
-			RequestTrailerMode:  extprocv3.ProcessingMode_SKIP,
-			ResponseHeaderMode:  extprocv3.ProcessingMode_SEND,
-			ResponseBodyMode:    extprocv3.ProcessingMode_NONE,
-			ResponseTrailerMode: extprocv3.ProcessingMode_SKIP,
+			RequestHeaderMode:  extprocv3.ProcessingMode_SEND,
+			RequestBodyMode:    extprocv3.ProcessingMode_BUFFERED,
+			RequestTrailerMode: extprocv3.ProcessingMode_SKIP,
+			ResponseHeaderMode: extprocv3.ProcessingMode_SEND,
+			// Each piece of an answer goes to the enforcer, which reads what it used, and on to the caller.
+			ResponseBodyMode:    extprocv3.ProcessingMode_STREAMED,
+			ResponseTrailerMode: extprocv3.ProcessingMode_SEND,
 		},
 		// The path and all plain headers can be changed; the host, the method, the scheme and x-envoy-* cannot. An attempt is a fault
 		// of the enforcer's, and fails the request instead of sending on something else than was decided.

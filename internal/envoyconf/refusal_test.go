@@ -71,13 +71,13 @@ func TestErrorsOfEnvoy(t *testing.T) {
 			plan: to("plain", completions), body: tooLarge, status: 413, openAI: "invalid_request_error", anthropic: "request_too_large", message: strconv.Itoa(testRequestLimit),
 		},
 		"the enforcer names no provider": {
-			plan: plan{}, status: 503, openAI: "server_error", anthropic: "api_error", message: "cannot decide",
+			plan: plan{}, status: 503, openAI: "server_error", anthropic: "api_error", message: "not set up",
 		},
 		"the enforcer names a provider that is not there": {
-			plan: to("unknown", completions), status: 503, openAI: "server_error", anthropic: "api_error", message: "cannot decide",
+			plan: to("unknown", completions), status: 503, openAI: "server_error", anthropic: "api_error", message: "not set up",
 		},
 		"the enforcer sets a path that is not canonical": {
-			plan: to("plain", "/v2"), path: "/v1/embeddings", status: 503, openAI: "server_error", anthropic: "api_error", message: "cannot decide",
+			plan: to("plain", "/v2"), path: "/v1/embeddings", status: 503, openAI: "server_error", anthropic: "api_error", message: "not set up",
 		},
 		"the enforcer changes what it must not": {
 			plan:   plan{provider: "plain", path: completions, set: map[string]string{":authority": "elsewhere.example"}},

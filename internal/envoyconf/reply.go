@@ -21,6 +21,7 @@ type reply struct {
 	message   string // with Envoy's format operators
 	openAI    string // the error's type
 	anthropic string
+	provider  bool // it comes of the provider, which was not reached, or did not answer
 }
 
 // inAnthropicDialect holds for requests whose errors are to be in Anthropic's form. The path is the caller's until a route is found; after
@@ -61,18 +62,29 @@ func (b *builder) replies() []reply {
 			message:   "The gateway has no credential for the model's provider at the moment.",
 			openAI:    serverError,
 			anthropic: apiError,
+			provider:  true,
+		},
+		{
+			// The route of last resort: the request was let through to a provider that is not, or no longer, set up.
+			when:      `response.code_details == 'direct_response'`,
+			message:   "The model's provider is not set up at the moment.",
+			openAI:    serverError,
+			anthropic: apiError,
+			provider:  true,
 		},
 		{
 			when:      `response.code == 504`,
 			message:   "The model's provider did not answer in time.",
 			openAI:    serverError,
 			anthropic: apiError,
+			provider:  true,
 		},
 		{
 			when:      `response.code_details.startsWith('upstream_') || response.code_details in ['no_healthy_upstream', 'cluster_not_found']`,
 			message:   "The model's provider cannot be reached.",
 			openAI:    serverError,
 			anthropic: apiError,
+			provider:  true,
 		},
 		{
 			when:      `response.code >= 400 && response.code < 500 || response.code == 501`,
@@ -100,14 +112,14 @@ func (b *builder) localReplies() *hcmv3.LocalReplyConfig {
 		if r.when != "" {
 			when = "(" + r.when + ") && (" + inAnthropicDialect + ")"
 		}
-		mappers = append(mappers, b.mapper(when, r.status, anthropicError(r)))
+		mappers = append(mappers, b.mapper(when, r, anthropicError(r)))
 	}
 	for _, r := range b.replies() {
 		when := r.when
 		if when == "" {
 			when = "true"
 		}
-		mappers = append(mappers, b.mapper(when, r.status, openAIError(r)))
+		mappers = append(mappers, b.mapper(when, r, openAIError(r)))
 	}
 	return &hcmv3.LocalReplyConfig{Mappers: mappers}
 }
@@ -138,15 +150,17 @@ func object(fields map[string]*structpb.Value) *structpb.Value {
 	return structpb.NewStructValue(&structpb.Struct{Fields: fields})
 }
 
-// GatewayErrorHeader is in the responses that are Envoy's own errors, and in no other: callers can tell them from the provider's.
-const (
-	GatewayErrorHeader = "x-latchkey-gateway-error"
-	gatewayError       = "true"
-)
+// policy.GatewayErrorHeader is in the responses that are Envoy's own errors, and in no other: callers can tell them from the provider's.
+// The enforcer is shown those that come of the provider, so that a request that was let through is not billed.
+const gatewayError = "true"
 
 const requestID = "%REQ(X-REQUEST-ID)%"
 
-func (b *builder) mapper(when string, status uint32, body map[string]*structpb.Value) *hcmv3.ResponseMapper {
+func (b *builder) mapper(when string, r reply, body map[string]*structpb.Value) *hcmv3.ResponseMapper {
+	blame := gatewayError
+	if r.provider {
+		blame = policy.GatewayErrorOfProvider
+	}
 	m := &hcmv3.ResponseMapper{
 		Filter: b.celFilter(when),
 		BodyFormatOverride: &corev3.SubstitutionFormatString{
@@ -158,13 +172,13 @@ func (b *builder) mapper(when string, status uint32, body map[string]*structpb.V
 				AppendAction: corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD,
 			},
 			{
-				Header:       &corev3.HeaderValue{Key: GatewayErrorHeader, Value: gatewayError},
+				Header:       &corev3.HeaderValue{Key: policy.GatewayErrorHeader, Value: blame},
 				AppendAction: corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD,
 			},
 		},
 	}
-	if status != 0 {
-		m.StatusCode = wrapperspb.UInt32(status)
+	if r.status != 0 {
+		m.StatusCode = wrapperspb.UInt32(r.status)
 	}
 	return m
 }

@@ -47,7 +47,7 @@ func notForProviders() []string {
 func notForCallers() []string {
 	return []string{
 		"openai-organization", "openai-project", "anthropic-organization-id", "set-cookie", "alt-svc", "strict-transport-security",
-		"x-envoy-upstream-service-time", GatewayErrorHeader,
+		"x-envoy-upstream-service-time", policy.GatewayErrorHeader,
 	}
 }
 

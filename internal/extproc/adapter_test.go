@@ -17,7 +17,10 @@ import (
 	"github.com/latchkey-dev/latchkey/internal/policy"
 )
 
-const buffered = filterv3.ProcessingMode_BUFFERED
+const (
+	buffered = filterv3.ProcessingMode_BUFFERED
+	streamed = filterv3.ProcessingMode_STREAMED
+)
 
 // chat asks for a model in as few bytes as it takes.
 func chat(model string) string { return `{"model":"` + model + `","messages":[]}` }
@@ -101,6 +104,7 @@ func TestForwardedRequest(t *testing.T) {
 			if body == nil {
 				t.Fatal("the request is not forwarded")
 			}
+			tc.want["accept-encoding"] = "identity"
 			if diff := cmp.Diff(tc.want, setOf(t, body.GetHeaderMutation())); diff != "" {
 				t.Errorf("headers set (-want +got):\n%s", diff)
 			}
@@ -114,8 +118,11 @@ func TestForwardedRequest(t *testing.T) {
 				t.Errorf("body %q, want %q", got, tc.wantBody)
 			}
 			pass := d.ask(responseHeaders(":status", "200", "content-type", "text/event-stream"))
-			if pass.GetResponseHeaders() == nil || pass.GetResponseHeaders().GetResponse().GetHeaderMutation() != nil {
-				t.Errorf("the response does not pass as it is: %v", pass)
+			if pass.GetResponseHeaders() == nil || len(setOf(t, pass.GetResponseHeaders().GetResponse().GetHeaderMutation())) == 0 {
+				t.Errorf("the response does not pass, with the limits in its headers: %v", pass)
+			}
+			if err := d.stream.CloseSend(); err != nil {
+				t.Fatal(err)
 			}
 			d.ended()
 		})
@@ -232,6 +239,9 @@ func TestEnvoysOwnAnswerPasses(t *testing.T) {
 	if got := d.ask(responseHeaders(":status", "413")); got.GetResponseHeaders() == nil {
 		t.Fatalf("got %v", got)
 	}
+	if err := d.stream.CloseSend(); err != nil {
+		t.Fatal(err)
+	}
 	d.ended()
 	if n := f.faults.violations.Load(); n != 0 {
 		t.Fatalf("%d violations", n)
@@ -243,7 +253,6 @@ func TestOtherMessagesPass(t *testing.T) {
 	f := newFixture(t, fixtureOptions{})
 	d := f.begin(t)
 	head := f.post("/v1/chat/completions")
-	head.ProtocolConfig.ResponseBodyMode = filterv3.ProcessingMode_STREAMED // the stream goes on behind the response's head
 	d.ask(head)
 	d.ask(requestBody(chat("same")))
 	d.ask(responseHeaders(":status", "200"))
@@ -267,8 +276,10 @@ func TestViolationsAreRefused(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, fixtureOptions{})
 	head := f.post("/v1/chat/completions")
-	streamed := f.post("/v1/chat/completions")
-	streamed.ProtocolConfig = &extprocv3.ProtocolConfiguration{RequestBodyMode: filterv3.ProcessingMode_STREAMED}
+	pieces, unseen := f.post("/v1/chat/completions"), f.post("/v1/chat/completions")
+	pieces.ProtocolConfig = &extprocv3.ProtocolConfiguration{RequestBodyMode: streamed, ResponseBodyMode: streamed}
+	unseen.ProtocolConfig = &extprocv3.ProtocolConfiguration{RequestBodyMode: buffered, ResponseBodyMode: filterv3.ProcessingMode_NONE}
+	answered := responseHeaders(":status", "200")
 	body := requestBody(chat("same"))
 	for name, before := range map[string][]*extprocv3.ProcessingRequest{
 		"a body before the head":                  {body},
@@ -276,7 +287,10 @@ func TestViolationsAreRefused(t *testing.T) {
 		"two heads":                               {head, head},
 		"a head after the body":                   {head, body, head},
 		"two bodies":                              {head, body, body},
-		"a body that is shown in pieces":          {streamed},
+		"a body that is shown in pieces":          {pieces},
+		"an answer whose body is not shown":       {unseen},
+		"two heads of the answer":                 {head, body, answered, answered},
+		"a request body behind the answer":        {head, body, answered, body},
 		"a message of no kind":                    {{}},
 		"a message of no kind after the head":     {head, {}},
 		"a response without a status":             {head, body, responseHeaders("x", "y")},

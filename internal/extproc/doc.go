@@ -3,7 +3,9 @@
 // the way ends in an answer that refuses, never in a request that passes.
 //
 // Input: streams of envoy.service.ext_proc.v3.ExternalProcessor over a unix socket, one for each HTTP request, with the modes request
-// headers SEND, request body BUFFERED, response headers SEND. Output: the mutations and immediate answers by which Envoy acts.
+// headers SEND, request body BUFFERED, response headers SEND, response body STREAMED, response trailers SEND. Output: the mutations and
+// immediate answers by which Envoy acts, and pieces of answers on their way.
 //
-// gRPC owns the goroutines: one for each stream, besides its connections'. Serve has stopped them all when it returns.
+// gRPC owns a goroutine for each stream, besides its connections', and each stream one that reads it, which ends with it. Serve has stopped
+// them all when it returns.
 package extproc

@@ -67,6 +67,9 @@ func newUpstream(t *testing.T, secret *string) *upstream {
 			_, _ = io.WriteString(w, "data: last\n\n")
 			return
 		}
+		if answerAs(w, r, u.release) {
+			return
+		}
 		got := received{
 			Path: r.RequestURI, Body: string(body), ContentLength: r.ContentLength, Chunked: len(r.TransferEncoding) > 0,
 			Credential: r.Header.Get("authorization"),

@@ -21,6 +21,8 @@ import (
 
 	"github.com/latchkey-dev/latchkey/internal/enforce"
 	"github.com/latchkey-dev/latchkey/internal/key"
+	"github.com/latchkey-dev/latchkey/internal/ledger"
+	"github.com/latchkey-dev/latchkey/internal/money"
 	"github.com/latchkey-dev/latchkey/internal/policy"
 )
 
@@ -32,6 +34,7 @@ const patience = 30 * time.Second
 type fixture struct {
 	table     *enforce.Table
 	engine    *enforce.Engine
+	ledger    ledger.Ledger
 	plaintext string // of a key that may do all
 	socket    string
 	faults    *countedFaults
@@ -48,9 +51,18 @@ func (f *countedFaults) Panicked() { f.panics.Add(1) }
 func (f *countedFaults) Violated() { f.violations.Add(1) }
 
 type decisions struct {
-	mu   sync.Mutex
-	list []enforce.Decision
+	mu        sync.Mutex
+	list      []enforce.Decision
+	meterings []enforce.Metering
 }
+
+func (d *decisions) Metered(m enforce.Metering) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.meterings = append(d.meterings, m)
+}
+
+func (d *decisions) LedgerFailed(error) {}
 
 func (d *decisions) Decided(decision enforce.Decision) {
 	d.mu.Lock()
@@ -78,6 +90,7 @@ func (b *lockedBuffer) String() string {
 type fixtureOptions struct {
 	engine    Engine // nil: the real one
 	stopGrace time.Duration
+	watch     time.Duration
 	max       int
 }
 
@@ -100,7 +113,17 @@ func newFixture(t *testing.T, opts fixtureOptions) *fixture {
 	if err := f.table.Replace(policySet(plaintext)); err != nil {
 		t.Fatal(err)
 	}
-	f.engine, err = enforce.New(enforce.Options{Table: f.table, Observer: f.decisions, Now: time.Now})
+	counts, err := ledger.Open(ledger.Options{Now: time.Now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := counts.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	f.ledger = counts
+	f.engine, err = enforce.New(enforce.Options{Table: f.table, Ledger: counts, Observer: f.decisions, Now: time.Now})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -108,7 +131,7 @@ func newFixture(t *testing.T, opts fixtureOptions) *fixture {
 		opts.engine = f.engine
 	}
 	adapter := NewAdapter(opts.engine, f.faults, slog.New(slog.NewJSONHandler(f.log, nil)))
-	f.stop, f.stopped = serve(t, f.socket, adapter, ServeOptions{MaxRequestBytes: opts.max, StopGrace: opts.stopGrace})
+	f.stop, f.stopped = serve(t, f.socket, adapter, ServeOptions{MaxRequestBytes: opts.max, StopGrace: opts.stopGrace, WatchGrace: opts.watch})
 
 	conn, err := grpc.NewClient("unix://"+f.socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
@@ -140,6 +163,8 @@ func serve(t *testing.T, socket string, adapter *Adapter, opts ServeOptions) (st
 // policySet lets the key do all, with a model that has another name at the provider, and one that has the same.
 func policySet(plaintext key.Plaintext) *policy.Delta {
 	system := policy.DefaultSystem()
+	system.RequestsPerMinute.Default, system.RequestsPerMinute.Max = 1_000_000, 1_000_000
+	system.TokensPerMinute.Default, system.TokensPerMinute.Max = 1_000_000_000, 1_000_000_000
 	return &policy.Delta{
 		System: &system,
 		Applications: []*policy.Application{{
@@ -155,10 +180,18 @@ func policySet(plaintext key.Plaintext) *policy.Delta {
 		}},
 		Models: []*policy.Model{
 			{Name: "gpt", UpstreamName: "gpt-upstream-2026", Provider: "alpha", Format: policy.FormatOpenAI, Capabilities: policy.AllCapabilities},
-			{Name: "same", UpstreamName: "same", Provider: "alpha", Format: policy.FormatOpenAI, Capabilities: policy.AllCapabilities},
+			{Name: "same", UpstreamName: "same", Provider: "alpha", Format: policy.FormatOpenAI, Capabilities: policy.AllCapabilities, Prices: testPrices()},
+			{Name: "nowhere", UpstreamName: "x", Provider: "unheard-of", Format: policy.FormatOpenAI, Capabilities: policy.AllCapabilities, Prices: testPrices()},
 			{Name: "claude", UpstreamName: "claude", Provider: "beta", Format: policy.FormatAnthropic, Capabilities: policy.AllCapabilities},
 		},
 	}
+}
+
+// testPrices are 1,000 nano-units an input token, and 10,000 an output token.
+func testPrices() *policy.Prices {
+	p := policy.NoPrices()
+	p.Input, p.Output = money.Unit, 10*money.Unit
+	return &p
 }
 
 // dialogue is one stream, as Envoy holds it: a message, its answer, the next message.
@@ -211,7 +244,7 @@ func requestHeaders(endStream bool, pairs ...string) *extprocv3.ProcessingReques
 		Request: &extprocv3.ProcessingRequest_RequestHeaders{
 			RequestHeaders: &extprocv3.HttpHeaders{Headers: headerMap(pairs...), EndOfStream: endStream},
 		},
-		ProtocolConfig: &extprocv3.ProtocolConfiguration{RequestBodyMode: buffered},
+		ProtocolConfig: &extprocv3.ProtocolConfiguration{RequestBodyMode: buffered, ResponseBodyMode: streamed},
 	}
 }
 

@@ -97,11 +97,12 @@ func removeStale(ctx context.Context, path string) error {
 // ServeOptions bound what Serve takes in and how long it takes to end.
 type ServeOptions struct {
 	MaxRequestBytes int           // the largest request body, in bytes; the same as Envoy's buffer
-	StopGrace       time.Duration // how long the requests under way have to finish once ctx is done
+	StopGrace       time.Duration // how long the requests under way have to be decided once ctx is done
+	WatchGrace      time.Duration // how long answers that are on their way go on being watched by then; at most StopGrace
 }
 
-// Serve answers Envoy on the listener until ctx is done, then takes no new requests, gives those under way the grace to finish, and
-// cuts off the rest. It closes the listener. It returns nil when it was ctx that ended it, and all its goroutines have ended by then.
+// Serve answers Envoy on the listener until ctx is done, then takes no new requests, gives those under way the grace to finish, lets
+// answers go on without it once WatchGrace has passed, and cuts off the rest. It closes the listener. It returns nil when it was ctx that ended it, and all its goroutines have ended by then.
 func Serve(ctx context.Context, ln net.Listener, adapter *Adapter, opts ServeOptions) error {
 	server := grpc.NewServer(
 		grpc.MaxRecvMsgSize(opts.MaxRequestBytes+messageSlack),
@@ -124,13 +125,20 @@ func Serve(ctx context.Context, ln net.Listener, adapter *Adapter, opts ServeOpt
 		defer close(stopped)
 		server.GracefulStop()
 	}()
-	grace := time.NewTimer(opts.StopGrace)
+	watch, grace := time.NewTimer(opts.WatchGrace), time.NewTimer(opts.StopGrace)
+	defer watch.Stop()
 	defer grace.Stop()
-	select {
-	case <-stopped:
-	case <-grace.C:
-		server.Stop()
-		<-stopped
+	for ended := false; !ended; {
+		select {
+		case <-stopped:
+			ended = true
+		case <-watch.C:
+			adapter.LetGo()
+		case <-grace.C:
+			server.Stop()
+			<-stopped
+			ended = true
+		}
 	}
 	if err := <-served; err != nil && !errors.Is(err, grpc.ErrServerStopped) {
 		return fmt.Errorf("serve Envoy: %w", err)

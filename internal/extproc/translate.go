@@ -90,9 +90,17 @@ func forwarded(f *enforce.Forward) *extprocv3.CommonResponse {
 	resp := &extprocv3.CommonResponse{HeaderMutation: mutation, ClearRouteCache: true}
 	if f.Body != nil {
 		set(contentLength, strconv.Itoa(len(f.Body)))
-		resp.BodyMutation = &extprocv3.BodyMutation{Mutation: &extprocv3.BodyMutation_Body{Body: f.Body}}
+		resp.BodyMutation = bodyMutation(f.Body)
 	}
 	return resp
+}
+
+// bodyMutation puts a body, or a piece of one, in the place of what Envoy sent. An empty piece has to be said in another way.
+func bodyMutation(body []byte) *extprocv3.BodyMutation {
+	if len(body) == 0 {
+		return &extprocv3.BodyMutation{Mutation: &extprocv3.BodyMutation_ClearBody{ClearBody: true}}
+	}
+	return &extprocv3.BodyMutation{Mutation: &extprocv3.BodyMutation_Body{Body: body}}
 }
 
 func overwrite(name, value string) *corev3.HeaderValueOption {
