@@ -67,6 +67,15 @@ func (t *tale) tell(ctx context.Context) error {
 	if status != http.StatusOK || !strings.Contains(answer, `"choices"`) {
 		return fmt.Errorf("the call with a good key got %d; expected 200 with choices", status)
 	}
+	say("asking with the key what it has spent: GET /v1/key")
+	state, err := t.state(ctx, good)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("    %s: %s of %s spent today, %s left\n", state.Data.State, state.Data.UsageDaily, state.Data.Limit, state.Data.LimitRemaining)
+	if state.Data.UsageDaily == "" || state.Data.UsageDaily == "0" {
+		return fmt.Errorf("the call has cost nothing: %+v", state)
+	}
 	say("calling with a key that is disabled")
 	status, answer, err = t.call(ctx, disabled)
 	if err != nil {
@@ -76,11 +85,15 @@ func (t *tale) tell(ctx context.Context) error {
 	if status != http.StatusUnauthorized || !strings.Contains(answer, "api_key_disabled") {
 		return fmt.Errorf("the call with a disabled key got %d; expected 401 api_key_disabled", status)
 	}
+	say("waiting until what was spent shows in status: kubectl wait --for=jsonpath='{.status.usage.day.spent}' lkkey/" + goodKey + " -n " + namespace)
+	if _, err := s.Kubectl(ctx, "wait", "--for=jsonpath={.status.usage.day.spent}", "--timeout=60s", "lkkey/"+goodKey, "-n", namespace); err != nil {
+		return err
+	}
 	keys, err := s.Kubectl(ctx, "get", "lkkey", "-n", namespace)
 	if err != nil {
 		return err
 	}
-	fmt.Printf("\n$ kubectl get lkkey -n %s\n%s\nOne call was let through, one refused, as they should.\n", namespace, keys)
+	fmt.Printf("\n$ kubectl get lkkey -n %s\n%s\nOne call was let through and billed, one refused, as they should.\n", namespace, keys)
 	return nil
 }
 
@@ -105,16 +118,42 @@ func (t *tale) reveal(ctx context.Context, name string) (string, error) {
 	return strings.TrimSpace(out), err
 }
 
+// keyState is what GET /v1/key says, as far as it is told here.
+type keyState struct {
+	Data struct {
+		State          string      `json:"state"`
+		UsageDaily     json.Number `json:"usage_daily"`
+		Limit          json.Number `json:"limit"`
+		LimitRemaining json.Number `json:"limit_remaining"`
+	} `json:"data"`
+}
+
+func (t *tale) state(ctx context.Context, key string) (keyState, error) {
+	status, answer, err := t.send(ctx, key, http.MethodGet, "/v1/key", nil)
+	if err != nil {
+		return keyState{}, err
+	}
+	var state keyState
+	if err := json.Unmarshal([]byte(answer), &state); err != nil || status != http.StatusOK {
+		return keyState{}, fmt.Errorf("GET /v1/key got %d: %s", status, answer)
+	}
+	return state, nil
+}
+
 func (t *tale) call(ctx context.Context, key string) (status int, answer string, err error) {
-	ctx, cancel := context.WithTimeout(ctx, replyTimeout)
-	defer cancel()
 	body, err := json.Marshal(map[string]any{
 		"model": model, "messages": []map[string]string{{"role": "user", "content": "Say hello."}},
 	})
 	if err != nil {
 		return 0, "", fmt.Errorf("encode request: %w", err)
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, t.stack.GatewayURL()+"/v1/chat/completions", bytes.NewReader(body))
+	return t.send(ctx, key, http.MethodPost, "/v1/chat/completions", body)
+}
+
+func (t *tale) send(ctx context.Context, key, method, path string, body []byte) (status int, answer string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, replyTimeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, method, t.stack.GatewayURL()+path, bytes.NewReader(body))
 	if err != nil {
 		return 0, "", fmt.Errorf("make request: %w", err)
 	}
@@ -145,10 +184,13 @@ Latchkey is up. In another terminal, from this directory:
   curl -s $OPENAI_BASE_URL/chat/completions -H "Authorization: Bearer $OPENAI_API_KEY" \
     -H 'content-type: application/json' -d '{"model":"%[5]s","messages":[{"role":"user","content":"Say hello."}]}'
 
+  curl -s %[3]s/v1/key -H "Authorization: Bearer $OPENAI_API_KEY"      # limits, spent, left
+
   kubectl get latchkey -A
   kubectl describe lkkey %[6]s -n %[7]s
   kubectl patch lkkey %[6]s -n %[7]s --type merge -p '{"spec":{"state":"Disabled"}}'   # refused from now on
   kubectl patch lkkey %[6]s -n %[7]s --type merge -p '{"spec":{"state":"Enabled"}}'    # and back again
+  kubectl patch lkkey %[6]s -n %[7]s --type merge -p '{"spec":{"budgets":{"daily":"0.000001"}}}'   # less than is spent: 429
   kubectl delete lkkey %[6]s -n %[7]s                                                  # for good
 
 Gateway %[3]s · Envoy's admin %[8]s · logs in %[9]s · Ctrl-C stops everything.

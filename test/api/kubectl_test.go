@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -71,9 +72,9 @@ func TestKubectlApply(t *testing.T) {
 				}
 				return stderr
 			}
-			for _, time := range []string{"first", "second"} {
+			for _, occasion := range []string{"first", "second"} {
 				if refusal := kubectlApply(t, good); refusal != "" {
-					t.Fatalf("a good key, applied for the %s time: %s", time, refusal)
+					t.Fatalf("a good key, applied for the %s time: %s", occasion, refusal)
 				}
 			}
 			for name, tc := range cases {
@@ -109,14 +110,21 @@ func TestKubectlExplain(t *testing.T) {
 		"a key's fields have defaults, ranges and units": {path: "apikey.spec", want: []string{
 			"-required-", "2 to 50 characters", "Enabled (the default) or Disabled", "TextGeneration", "It cannot be changed", "RFC 3339",
 		}},
-		"budgets say when they begin anew":         {path: "apikey.spec.budgets", want: []string{"calendar day", "calendar month", "time zone", "UntilReached", `"0" refuses everything`}},
-		"rate limits say how they are counted":     {path: "apikey.spec.rateLimits", want: []string{"any 60 seconds", "clamped", "0 refuses everything"}},
-		"retention says what happens to plaintext": {path: "apikey.spec.secret", want: []string{"-api-key", "reveal TTL", "Retain"}},
-		"an application is who is billed":          {path: "application", want: []string{"who is billed"}},
-		"a model's name has its reason":            {path: "model.spec", want: []string{`request's "model" field`, "in tokens"}},
-		"a provider's URL has examples":            {path: "provider.spec", want: []string{"https://api.openai.com/v1", "https://api.anthropic.com"}},
-		"timeouts have their defaults":             {path: "provider.spec.timeouts", want: []string{"Unset: 5s", "Unset: 1h", "0s: no bound"}},
-		"the system policy has its defaults":       {path: "systempolicy.spec.rateLimits", want: []string{"default 60, max 6000", "default 100000, max 10000000"}},
+		"budgets say when they begin anew":              {path: "apikey.spec.budgets", want: []string{"calendar day", "calendar month", "time zone", "UntilReached", `"0" refuses everything`}},
+		"rate limits say how they are counted":          {path: "apikey.spec.rateLimits", want: []string{"any 60 seconds", "clamped", "0 refuses everything", "under way at one time"}},
+		"a cap on keys says what becomes of the others": {path: "application.spec.maxKeys", want: []string{"Unset: no cap", "The oldest are", "unminted", "lowered"}},
+		"prices have their units":                       {path: "model.spec.prices", want: []string{"1,000,000 tokens", "one image", "1,000,000 characters", "a minute of audio", "one web search call"}},
+		"a price that is unset says what counts":        {path: "model.spec.prices.perMillionTokens", want: []string{"Unset: as input", "Unset: as cacheWrite", "Unset: as output", "reasoning included"}},
+		"the price of an image says what it is for":     {path: "model.spec.prices.perImage", want: []string{"1024x1024", "such as hd", "Unset: any", "The first entry that fits"}},
+		"the budgets' policy has its defaults":          {path: "systempolicy.spec.budgets", want: []string{"Refuse (the default) or CountAsFree", "Refuse (the default) or Allow"}},
+		"usage says what its times are":                 {path: "apikey.status.usage", want: []string{"latest day", "latest month", "last answered", "used up"}},
+		"usage of a day says what is in it":             {path: "application.status.usage.day", want: []string{"2026-11-23", "input and output together", "SystemPolicy's currency", "reckoned"}},
+		"retention says what happens to plaintext":      {path: "apikey.spec.secret", want: []string{"-api-key", "reveal TTL", "Retain"}},
+		"an application is who is billed":               {path: "application", want: []string{"who is billed"}},
+		"a model's name has its reason":                 {path: "model.spec", want: []string{`request's "model" field`, "in tokens"}},
+		"a provider's URL has examples":                 {path: "provider.spec", want: []string{"https://api.openai.com/v1", "https://api.anthropic.com"}},
+		"timeouts have their defaults":                  {path: "provider.spec.timeouts", want: []string{"Unset: 5s", "Unset: 1h", "0s: no bound"}},
+		"the system policy has its defaults":            {path: "systempolicy.spec.rateLimits", want: []string{"default 60, max 6000", "default 100000, max 10000000"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := strings.Join(strings.Fields(mustKubectl(t, "explain", tc.path)), " ")
@@ -169,8 +177,11 @@ func TestKubectlWaitAndColumns(t *testing.T) {
 	} else if !strings.Contains(stderr, "condition") {
 		t.Errorf("kubectl wait for a condition that is not there: got %q", stderr)
 	}
+	lastUsed := time.Now().Add(-3*time.Hour - time.Minute).UTC().Format(time.RFC3339) // shown as its age
 	status := `{"status":{"observedGeneration":1,"keyPrefix":"lk_abcdefgh","secretName":"shop.backend-key","revealDeadline":"2027-01-02T03:04:05Z",
 		"effective":{"requestsPerMinute":600,"tokensPerMinute":200000,"dailyBudget":"12.50","monthlyBudget":"250","capabilities":["TextGeneration"],"models":{"access":"List"}},
+		"usage":{"day":{"period":"2026-11-23","requests":41,"tokens":90210,"spent":"3.25","estimated":"0.05"},
+			"month":{"period":"2026-11","requests":1041,"tokens":2090210,"spent":"81.125"},"lastUsedTime":"` + lastUsed + `"},
 		"conditions":[` + condition("Ready", "True", "Reconciled") + "," + condition("Usable", "False", "ApplicationDisabled") + "," +
 		condition("Enforced", "True", "Acknowledged") + "," + condition("Revealed", "False", "Pending") + `]}}`
 	mustKubectl(t, "patch", "-n", namespace, "lkkey/backend", "--subresource=status", "--type=merge", "-p", status)
@@ -180,7 +191,8 @@ func TestKubectlWaitAndColumns(t *testing.T) {
 	got := tableOf(t, "apikeys", namespace)
 	want := map[string]any{
 		"Name": "backend", "Display Name": "Shop backend", "Application": "shop", "Key": "lk_abcdefgh", "Usable": "ApplicationDisabled", "Enforced": "True",
-		"Revealed": "Pending", "RPM": float64(600), "TPM": float64(200000), "Daily": "12.50", "Monthly": "250", "Expires": "2027-12-31T23:59:59Z",
+		"Revealed": "Pending", "RPM": float64(600), "TPM": float64(200000),
+		"Day Spent": "3.25", "Daily": "12.50", "Month Spent": "81.125", "Monthly": "250", "Last Used": "3h1m", "Expires": "2027-12-31T23:59:59Z",
 	}
 	row := map[string]any{}
 	for i, column := range got.ColumnDefinitions {
@@ -196,9 +208,9 @@ func TestKubectlWaitAndColumns(t *testing.T) {
 // TestColumns holds the columns of kubectl get; those in brackets appear with -o wide only.
 func TestColumns(t *testing.T) {
 	for name, tc := range map[string]struct{ resource, want string }{
-		"applications": {resource: "applications", want: "Name, Display Name, State, Keys, Daily, Monthly, Ready, (Reason), Age"},
-		"keys":         {resource: "apikeys", want: "Name, Display Name, Application, Key, Usable, Enforced, (Revealed), RPM, TPM, Daily, Monthly, (Expires), Age"},
-		"models":       {resource: "models", want: "Name, Model, Provider, (Upstream), (Capabilities), Ready, Reason, Age"},
+		"applications": {resource: "applications", want: "Name, Display Name, State, Keys, Day Spent, Daily, Month Spent, Monthly, Ready, (Reason), Age"},
+		"keys":         {resource: "apikeys", want: "Name, Display Name, Application, Key, Usable, Enforced, (Revealed), RPM, TPM, Day Spent, Daily, Month Spent, Monthly, Last Used, (Expires), Age"},
+		"models":       {resource: "models", want: "Name, Model, Provider, (Upstream), (Capabilities), (Input), (Output), Ready, Reason, Age"},
 		"providers":    {resource: "providers", want: "Name, Format, URL, Models, Ready, Reason, Age"},
 		"the policy":   {resource: "systempolicies", want: "Name, Currency, Time Zone, RPM, Max RPM, TPM, Max TPM, Ready, Age"},
 	} {

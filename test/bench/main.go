@@ -69,7 +69,7 @@ func system(ctx context.Context, rounds int, sizes string) (err error) {
 		}
 	}()
 	m := &measurer{stack: s, rounds: rounds}
-	if err := m.prepare(ctx); err != nil {
+	if err := errors.Join(m.prepare(ctx), m.prepareMetering(ctx)); err != nil {
 		return err
 	}
 	fmt.Print(`## From the API server's answer to the first request decided accordingly
@@ -95,22 +95,27 @@ it. A new key includes its minting and the reading of its Secret. "Request" is w
 		}
 	}
 	m.printThroughput()
-	return nil
+	return m.metering(ctx)
 }
 
 // goBenchmarks runs those of the parts and prints what they printed.
 func goBenchmarks(ctx context.Context) error {
-	fmt.Print("\n## Parts\n\nOne key's change at 100,000 keys in the key set's cache, beside go-control-plane's LinearCache; one decision at 100,000 keys.\n\n```\n")
-	cmd := exec.CommandContext(ctx, "go", "test", "-run", "^$", "-bench", ".", "-benchmem", "-count", "1", "./internal/keyset/...", "./internal/enforce/...", "./internal/llm/...")
-	out, err := cmd.Output()
-	for line := range strings.Lines(string(out)) {
-		if strings.HasPrefix(line, "Benchmark") {
-			fmt.Print(line)
+	fmt.Print("\n## Parts\n\nOne key's change at 100,000 keys in the key set's cache, beside go-control-plane's LinearCache; one decision at 100,000 keys;\nthe ledger in memory and its journal; reading answers.\n\n```\n")
+	defer fmt.Println("```")
+	for _, args := range [][]string{
+		{"./internal/keyset/...", "./internal/enforce/...", "./internal/llm/...", "./internal/ledger/journal"},
+		{"-cpu", "1,2", "./internal/ledger"},
+	} {
+		cmd := exec.CommandContext(ctx, "go", append([]string{"test", "-run", "^$", "-bench", ".", "-benchmem", "-count", "1"}, args...)...)
+		out, err := cmd.Output()
+		for line := range strings.Lines(string(out)) {
+			if strings.HasPrefix(line, "Benchmark") {
+				fmt.Print(line)
+			}
 		}
-	}
-	fmt.Println("```")
-	if err != nil {
-		return fmt.Errorf("go test -bench: %w: %s", err, out)
+		if err != nil {
+			return fmt.Errorf("go test -bench: %w: %s", err, out)
+		}
 	}
 	return nil
 }

@@ -13,6 +13,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/util/retry"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/latchkey-dev/latchkey/api/v1alpha1"
@@ -49,19 +50,37 @@ func secretOf(t *testing.T, k *v1alpha1.APIKey) *corev1.Secret {
 	return secret
 }
 
-// systemPolicy puts a SystemPolicy in place for the length of a test.
+// systemPolicy puts another SystemPolicy in place for the length of a test, and waits until it is enforced.
 func systemPolicy(t *testing.T, spec v1alpha1.SystemPolicySpec) *v1alpha1.SystemPolicy {
 	t.Helper()
-	p := &v1alpha1.SystemPolicy{ObjectMeta: metav1.ObjectMeta{Name: v1alpha1.SystemPolicyName}, Spec: spec}
-	if err := theStack.Client.Create(t.Context(), p); err != nil {
+	p := &v1alpha1.SystemPolicy{ObjectMeta: metav1.ObjectMeta{Name: v1alpha1.SystemPolicyName}}
+	put := func(ctx context.Context, spec v1alpha1.SystemPolicySpec) error {
+		return retry.RetryOnConflict(retry.DefaultBackoff, func() error {
+			if err := theStack.Client.Get(ctx, client.ObjectKeyFromObject(p), p); err != nil {
+				return err
+			}
+			p.Spec = spec
+			return theStack.Client.Update(ctx, p)
+		})
+	}
+	if err := put(t.Context(), spec); err != nil {
 		t.Fatal(err)
 	}
 	ctx := context.WithoutCancel(t.Context()) // the test's own has ended by the time of the clean-up
+	enforced := func() bool {
+		return p.Status.ObservedGeneration == p.Generation && isTrue(p.Status.Conditions, v1alpha1.ConditionEnforced)
+	}
 	t.Cleanup(func() {
-		if err := theStack.Client.Delete(ctx, p); client.IgnoreNotFound(err) != nil {
+		if err := put(ctx, roomy()); err != nil {
+			t.Error(err)
+		}
+		if err := await(ctx, p, enforced); err != nil {
 			t.Error(err)
 		}
 	})
+	if err := await(t.Context(), p, enforced); err != nil {
+		t.Fatal(err)
+	}
 	return p
 }
 
@@ -81,6 +100,7 @@ func TestAKeyWaitsForItsApplication(t *testing.T) {
 }
 
 func TestClampsAreShown(t *testing.T) {
+	systemPolicy(t, v1alpha1.SystemPolicySpec{Currency: "EUR"}) // and the defaults
 	tn := newTenant(t)
 	k := tn.apply("greedy", func(s *v1alpha1.APIKeySpec) {
 		s.RateLimits = &v1alpha1.RateLimits{RequestsPerMinute: new(int64(50_000))}

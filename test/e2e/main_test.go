@@ -68,6 +68,7 @@ func runAll(m *testing.M) (code int, err error) {
 func seed(ctx context.Context) error {
 	c := theStack.Client
 	objects := []client.Object{
+		&v1alpha1.SystemPolicy{ObjectMeta: metav1.ObjectMeta{Name: v1alpha1.SystemPolicyName}, Spec: roomy()},
 		&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: stack.Namespace, Name: "openai"}, StringData: map[string]string{"apiKey": stack.OpenAICredential}},
 		&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: stack.Namespace, Name: "anthropic"}, StringData: map[string]string{"apiKey": stack.AnthropicCredential}},
 		&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: stack.Namespace, Name: "wrong"}, StringData: map[string]string{"apiKey": "sk-wrong-credential-of-the-platform"}},
@@ -101,6 +102,16 @@ func seed(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// roomy is a policy whose rate limits the tests of other things do not meet.
+func roomy() v1alpha1.SystemPolicySpec {
+	limits := func(limit int64) *v1alpha1.LimitRange {
+		return &v1alpha1.LimitRange{Default: new(limit), Max: new(limit)}
+	}
+	return v1alpha1.SystemPolicySpec{RateLimits: &v1alpha1.SystemRateLimits{
+		RequestsPerMinute: limits(1_000_000), TokensPerMinute: limits(1_000_000_000),
+	}}
 }
 
 func providerOf(name string, format v1alpha1.ProviderFormat, url, secret string) *v1alpha1.Provider {
