@@ -20,6 +20,7 @@ type account struct {
 	window         *window  // nil: nothing in the last minute
 	lessons        []lesson // of a key's models, the latest used first
 	freed          chan struct{}
+	waiting        int // requests that wait for reservations to end
 	marked         bool
 	gone           bool // it is not in the ledger any more
 }

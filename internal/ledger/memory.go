@@ -397,7 +397,7 @@ func (l *Memory) sweep(now time.Time) {
 		if a.window != nil && a.window.idle(now) {
 			a.window = nil
 		}
-		if a.window == nil && !a.marked && a.freed == nil && now.Sub(a.LastUsed) > keepIdle {
+		if a.window == nil && !a.marked && a.waiting == 0 && now.Sub(a.LastUsed) > keepIdle {
 			a.gone = true
 			delete(l.accounts, id)
 		}

@@ -15,34 +15,50 @@ var errClosed = errors.New("the ledger is closed")
 // retryHeld is when a request that was refused for what is under way is told to come again.
 const retryHeld = time.Second
 
+// maxWaiting bounds the requests that wait for one account: who has more than that under way had better be told at once.
+const maxWaiting = 512
+
 // Reserve implements Ledger.
 func (l *Memory) Reserve(ctx context.Context, ask *Ask) (Reservation, *Refusal, error) {
-	r, refusal, freed, err := l.try(ctx, ask)
-	if refusal == nil || freed == nil || l.o.HoldFor <= 0 {
+	r, refusal, held, err := l.try(ctx, ask)
+	if held.by == nil {
 		return r, refusal, err
 	}
 	deadline := time.NewTimer(l.o.HoldFor)
 	defer deadline.Stop()
-	for refusal != nil && freed != nil {
+	for held.by != nil {
+		ended := false
 		select {
-		case <-freed:
+		case <-held.freed:
 		case <-deadline.C:
-			return Reservation{}, refusal, nil
+			ended = true
 		case <-ctx.Done():
-			return Reservation{}, nil, ctx.Err()
+			ended, refusal, err = true, nil, ctx.Err()
 		}
-		r, refusal, freed, err = l.try(ctx, ask)
+		l.mu.Lock()
+		held.by.waiting--
+		l.mu.Unlock()
+		if ended {
+			return Reservation{}, refusal, err
+		}
+		r, refusal, held, err = l.try(ctx, ask)
 	}
 	return r, refusal, err
 }
 
-// try reserves, or says why not. freed is closed when it is worth another try.
-func (l *Memory) try(ctx context.Context, ask *Ask) (r Reservation, refusal *Refusal, freed <-chan struct{}, err error) {
+// hold is what a request waits for: that a reservation of the account ends.
+type hold struct {
+	by    *account // nil: it does not wait
+	freed <-chan struct{}
+}
+
+// try reserves, or says why not, and what to wait for.
+func (l *Memory) try(ctx context.Context, ask *Ask) (r Reservation, refusal *Refusal, held hold, err error) {
 	now := l.o.Now()
 	l.mu.Lock()
 	if l.closed {
 		l.mu.Unlock()
-		return Reservation{}, nil, nil, errClosed
+		return Reservation{}, nil, hold{}, errClosed
 	}
 	if l.reserves++; l.reserves%sweepEvery == 0 {
 		l.sweep(now)
@@ -57,12 +73,13 @@ func (l *Memory) try(ctx context.Context, ask *Ask) (r Reservation, refusal *Ref
 	}
 	expected := key.expect(ask)
 	if refused, whose := l.check(key, app, ask, expected, latest); whose != nil {
-		if refused.Held && refused.Limit >= Daily {
-			freed = whose.awaitFree()
+		if refused.Held && refused.Limit >= Daily && l.o.HoldFor > 0 && whose.waiting < maxWaiting {
+			whose.waiting++
+			held = hold{whose, whose.awaitFree()}
 		}
 		l.mu.Unlock()
 		told := refused // only here, so that nothing is allocated for those that pass
-		return Reservation{}, &told, freed, nil
+		return Reservation{}, &told, held, nil
 	}
 	o := open{key: key, app: app, model: ask.Model, input: ask.Input, tokens: max(expected.Tokens, 0),
 		keyCost: key.hold(ask, expected), appCost: app.hold(ask, expected)}
@@ -93,9 +110,9 @@ func (l *Memory) try(ctx context.Context, ask *Ask) (r Reservation, refusal *Ref
 	}
 	l.mu.Unlock()
 	if err := l.wait(ctx, ticket); err != nil && (!ask.Volatile || ctx.Err() != nil) {
-		return Reservation{}, nil, nil, errors.Join(err, l.Release(&r))
+		return Reservation{}, nil, hold{}, errors.Join(err, l.Release(&r))
 	}
-	return r, nil, nil, nil
+	return r, nil, hold{}, nil
 }
 
 // check is the first limit that refuses, and the account whose it is; nil: none. It holds mu.

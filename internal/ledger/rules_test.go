@@ -438,6 +438,33 @@ func TestWaitingForWhatIsUnderWay(t *testing.T) {
 	})
 }
 
+func TestFewWait(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l := newMemory(t, Options{Now: time.Now, HoldFor: 5 * time.Second})
+		a := ask(limited(func(l *Limits) { l.Daily = 10_000 }), noLimits())
+		first := pass(t, l, a)
+		var waiting sync.WaitGroup
+		for range maxWaiting {
+			waiting.Go(func() {
+				if _, refusal, err := l.Reserve(t.Context(), a); err != nil || refusal == nil || !refusal.Held {
+					t.Errorf("%+v, %v", refusal, err)
+				}
+			})
+		}
+		synctest.Wait()
+		began := time.Now()
+		if r := refused(t, l, a); !r.Held || time.Since(began) != 0 {
+			t.Errorf("one too many waited %v: %+v", time.Since(began), r)
+		}
+		waiting.Wait()
+		settle(t, l, first, used)
+		if n := l.accounts["key"].waiting; n != 0 {
+			t.Errorf("%d are thought to wait", n)
+		}
+	})
+}
+
 // TestCrowd lets 200 callers loose on a budget that pays for 50, from a cold start.
 func TestCrowd(t *testing.T) {
 	t.Parallel()
