@@ -117,7 +117,7 @@ func (r *APIKeyReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctr
 
 // carryOut does what the key asks for, step by step.
 func (r *APIKeyReconciler) carryOut(ctx context.Context, s *keyScope) error {
-	for _, step := range []func(context.Context, *keyScope) error{r.gather, r.issue, r.reveal, r.findElder} {
+	for _, step := range []func(context.Context, *keyScope) error{r.gather, r.issue, r.rotate, r.reveal, r.findElder} {
 		if err := step(ctx, s); err != nil {
 			return err
 		}
@@ -162,7 +162,7 @@ func (r *APIKeyReconciler) findElder(ctx context.Context, s *keyScope) error {
 			}
 			return fmt.Errorf("get apikey %s: %w", owner, err)
 		}
-		if _, problem := compile.KeyHash(other, &twins.Items[i]); problem == nil && other.DeletionTimestamp.IsZero() && older(other, s.key) {
+		if credentials, _ := compile.Credentials(other, &twins.Items[i]); len(credentials) > 0 && other.DeletionTimestamp.IsZero() && older(other, s.key) {
 			s.elder = owner.String()
 			return nil
 		}
@@ -194,6 +194,9 @@ func (r *APIKeyReconciler) conclude(s *keyScope) {
 	list.setReady(readyOf(s, effective.Clamps))
 	list.set(v1alpha1.ConditionUsable, usableOf(s, now))
 	list.set(v1alpha1.ConditionRevealed, revealedOf(s))
+	if v, ok := rotatingOf(s); ok {
+		list.set(v1alpha1.ConditionRotating, v)
+	}
 	problem := secretProblem(s)
 	if problem == nil {
 		list.set(v1alpha1.ConditionEnforced, enforced(s.key.Status.Conditions, s.key.Generation, r.Acks.Check(s.key), r.Acks.Check(s.secret)))
@@ -214,7 +217,7 @@ func (r *APIKeyReconciler) conclude(s *keyScope) {
 // announce makes events of what the status says anew. It is called once the status is known to have been written, on top of the very
 // version that was read: so nothing is announced twice.
 func (r *APIKeyReconciler) announce(s *keyScope) {
-	for _, kind := range []string{v1alpha1.ConditionReady, v1alpha1.ConditionEnforced, v1alpha1.ConditionRevealed} {
+	for _, kind := range []string{v1alpha1.ConditionReady, v1alpha1.ConditionEnforced, v1alpha1.ConditionRevealed, v1alpha1.ConditionRotating} {
 		c := news(s.key.Status.Conditions, s.status.Conditions, kind)
 		if c == nil {
 			continue
@@ -234,6 +237,8 @@ func (r *APIKeyReconciler) announce(s *keyScope) {
 			}
 		case v1alpha1.ReasonRevealExpired:
 			r.Recorder.Eventf(s.key, s.secret, corev1.EventTypeWarning, c.Reason, "Reveal", "%s", c.Message)
+		case v1alpha1.ReasonPreviousKeyEnded:
+			r.Recorder.Eventf(s.key, s.secret, corev1.EventTypeNormal, c.Reason, "Rotate", "%s", c.Message)
 		case v1alpha1.ReasonClaimed:
 			r.Recorder.Eventf(s.key, s.secret, corev1.EventTypeNormal, c.Reason, "Reveal", "%s", c.Message)
 		}
@@ -252,6 +257,9 @@ func (r *APIKeyReconciler) applyStatus(ctx context.Context, s *keyScope) error {
 	object := applyv1alpha1.APIKey(s.key.Name, s.key.Namespace).WithUID(s.key.UID).WithResourceVersion(s.key.ResourceVersion).WithStatus(status)
 	if err := r.Client.Status().Apply(ctx, object, apiKeyManager, client.ForceOwnership); err != nil {
 		return fmt.Errorf("apply status of apikey %s/%s: %w", s.key.Namespace, s.key.Name, err)
+	}
+	if object.ResourceVersion != nil {
+		s.key.ResourceVersion = *object.ResourceVersion
 	}
 	return nil
 }
@@ -285,11 +293,14 @@ func (r *APIKeyReconciler) SetupWithManager(mgr ctrl.Manager) error {
 		if !ok || secret.Labels[v1alpha1.LabelAPIKey] == "" {
 			return nil
 		}
-		twins := requestsOf(ctx, r.Client, &corev1.SecretList{}, func(l *corev1.SecretList) []corev1.Secret { return l.Items },
-			func(s *corev1.Secret) types.NamespacedName {
-				return types.NamespacedName{Namespace: s.Namespace, Name: s.Labels[v1alpha1.LabelAPIKey]}
-			}, client.MatchingFields{indexKeyHash: string(secret.Data[v1alpha1.SecretDataKeyHash])})
-		return append(twins, request(secret.Namespace, secret.Labels[v1alpha1.LabelAPIKey]))
+		concerned := []reconcile.Request{request(secret.Namespace, secret.Labels[v1alpha1.LabelAPIKey])}
+		for _, hash := range hashesIn(secret) {
+			concerned = append(concerned, requestsOf(ctx, r.Client, &corev1.SecretList{}, func(l *corev1.SecretList) []corev1.Secret { return l.Items },
+				func(s *corev1.Secret) types.NamespacedName {
+					return types.NamespacedName{Namespace: s.Namespace, Name: s.Labels[v1alpha1.LabelAPIKey]}
+				}, client.MatchingFields{indexKeyHash: hash})...)
+		}
+		return concerned
 	})
 	keysOf := func(ctx context.Context, opts ...client.ListOption) []reconcile.Request {
 		return requestsOf(ctx, r.Client, &v1alpha1.APIKeyList{}, func(l *v1alpha1.APIKeyList) []v1alpha1.APIKey { return l.Items },

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -15,6 +16,7 @@ import (
 	"github.com/latchkey-dev/latchkey/api/v1alpha1"
 	"github.com/latchkey-dev/latchkey/internal/compile"
 	"github.com/latchkey-dev/latchkey/internal/key"
+	"github.com/latchkey-dev/latchkey/internal/policy"
 )
 
 // defaultRevealTTL applies where the SystemPolicy sets none. The CRD's text names the same figure.
@@ -25,8 +27,14 @@ func (r *APIKeyReconciler) findSecret(ctx context.Context, s *keyScope) error {
 	name := types.NamespacedName{Namespace: s.key.Namespace, Name: s.key.SecretName()}
 	secret := &corev1.Secret{}
 	err := r.Client.Get(ctx, name, secret)
-	if apierrors.IsNotFound(err) && s.key.Status.SecretName != "" {
-		err = r.readPastCache(ctx, name, secret)
+	if missing := apierrors.IsNotFound(err); (missing || err == nil) && s.key.Status.SecretName != "" {
+		if !missing {
+			_, problem := compile.KeyHash(s.key, secret)
+			missing = problem != nil
+		}
+		if missing {
+			err = r.readPastCache(ctx, name, secret)
+		}
 	}
 	if err != nil {
 		if apierrors.IsNotFound(err) {
@@ -93,26 +101,7 @@ func (r *APIKeyReconciler) mint(ctx context.Context, s *keyScope) error {
 	if err != nil {
 		return err
 	}
-	hash := plaintext.Hash()
-	secret := &corev1.Secret{
-		ObjectMeta: metav1.ObjectMeta{
-			Namespace: s.key.Namespace,
-			Name:      s.key.SecretName(),
-			Labels:    map[string]string{v1alpha1.LabelAPIKey: s.key.Name, "app.kubernetes.io/managed-by": "latchkey-manager"},
-			OwnerReferences: []metav1.OwnerReference{
-				*metav1.NewControllerRef(s.key, v1alpha1.GroupVersion.WithKind("APIKey")),
-			},
-		},
-		Type: corev1.SecretTypeOpaque,
-		Data: map[string][]byte{
-			v1alpha1.SecretDataAPIKey:    []byte(plaintext.Reveal()),
-			v1alpha1.SecretDataKeyHash:   []byte(fmt.Sprintf("%x", hash)),
-			v1alpha1.SecretDataKeyPrefix: []byte(plaintext.Prefix()),
-		},
-	}
-	if !s.retains() {
-		secret.Annotations = map[string]string{v1alpha1.AnnotationRevealDeadline: r.deadline(s)}
-	}
+	secret := r.newSecret(s, plaintext)
 	err = r.Client.Create(ctx, secret)
 	if apierrors.IsAlreadyExists(err) {
 		// One that the cache does not know, for it is new or has no label of ours: it is looked at as it is, and never written over.
@@ -130,6 +119,37 @@ func (r *APIKeyReconciler) mint(ctx context.Context, s *keyScope) error {
 	s.secret = secret
 	r.Recorder.Eventf(s.key, secret, corev1.EventTypeNormal, v1alpha1.ReasonKeyMinted, "Mint", "minted key %s… into Secret %s", plaintext.Prefix(), secret.Name)
 	return nil
+}
+
+// newSecret is the key's Secret with a key that was just minted. What rotation generation was asked for counts as carried out by it.
+func (r *APIKeyReconciler) newSecret(s *keyScope, plaintext key.Plaintext) *corev1.Secret {
+	secret := &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: s.key.Namespace,
+			Name:      s.key.SecretName(),
+			Labels:    map[string]string{v1alpha1.LabelAPIKey: s.key.Name, "app.kubernetes.io/managed-by": "latchkey-manager"},
+			OwnerReferences: []metav1.OwnerReference{
+				*metav1.NewControllerRef(s.key, v1alpha1.GroupVersion.WithKind("APIKey")),
+			},
+		},
+		Type: corev1.SecretTypeOpaque,
+		Data: map[string][]byte{
+			v1alpha1.SecretDataAPIKey:    []byte(plaintext.Reveal()),
+			v1alpha1.SecretDataKeyHash:   []byte(policy.KeyHash(plaintext.Hash()).String()),
+			v1alpha1.SecretDataKeyPrefix: []byte(plaintext.Prefix()),
+		},
+	}
+	marks := map[string]string{}
+	if !s.retains() {
+		marks[v1alpha1.AnnotationRevealDeadline] = r.deadline(s)
+	}
+	if generation := s.key.RotationGeneration(); generation > 0 {
+		marks[v1alpha1.AnnotationRotationGeneration] = strconv.FormatInt(generation, 10)
+	}
+	if len(marks) > 0 {
+		secret.Annotations = marks
+	}
+	return secret
 }
 
 func (r *APIKeyReconciler) deadline(s *keyScope) string {
@@ -161,6 +181,7 @@ func (r *APIKeyReconciler) adopt(ctx context.Context, s *keyScope) error {
 			return err
 		}
 	}
+	s.status.Rotation = rotationAfter(s.key, s.secret, hash)
 	s.status.SecretName = s.secret.Name
 	s.status.KeyPrefix = compile.KeyPrefix(s.secret)
 	s.status.KeyFingerprint = compile.Fingerprint(hash)

@@ -105,7 +105,7 @@ func revealedOf(s *keyScope) verdict {
 	case there:
 		return no(v1alpha1.ReasonPending, "the plaintext has not been taken")
 	case s.secret.Annotations[v1alpha1.AnnotationRemoval] == v1alpha1.ReasonRevealExpired:
-		return no(v1alpha1.ReasonRevealExpired, "nobody took the key before its deadline, and it has been removed: delete this APIKey and create a new one")
+		return no(v1alpha1.ReasonRevealExpired, "nobody took the key before its deadline, and it has been removed: raise spec.rotation.generation for a new key, or delete this APIKey and create a new one")
 	}
 	return yes(v1alpha1.ReasonClaimed, "the plaintext has been taken, and no copy is left in the cluster")
 }

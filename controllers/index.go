@@ -16,7 +16,7 @@ import (
 const (
 	indexUID         = "metadata.uid"                   // of APIKeys and Applications
 	indexApplication = "spec.applicationRef.name"       // of APIKeys
-	indexKeyHash     = "data.keyHash"                   // of Secrets
+	indexKeyHash     = "data.keyHash"                   // of Secrets, of the earlier key too
 	indexProvider    = "spec.providerRef.name"          // of Models
 	indexCallName    = "callName"                       // of Models
 	indexCredential  = "spec.credential.secretRef.name" // of Providers
@@ -40,7 +40,7 @@ func SetupIndexes(ctx context.Context, indexer client.FieldIndexer) error {
 		{&v1alpha1.Application{}, indexUID, uid},
 		{&v1alpha1.APIKey{}, indexApplication, func(o client.Object) []string { return one(o.(*v1alpha1.APIKey).Spec.ApplicationRef.Name) }},
 		{&corev1.Secret{}, indexKeyHash, func(o client.Object) []string {
-			return one(string(o.(*corev1.Secret).Data[v1alpha1.SecretDataKeyHash]))
+			return hashesIn(o.(*corev1.Secret))
 		}},
 		{&v1alpha1.Model{}, indexProvider, func(o client.Object) []string { return one(o.(*v1alpha1.Model).Spec.ProviderRef.Name) }},
 		{&v1alpha1.Model{}, indexCallName, func(o client.Object) []string { return one(o.(*v1alpha1.Model).CallName()) }},
@@ -74,4 +74,15 @@ func requestsOf[L client.ObjectList, T any](ctx context.Context, c client.Client
 		requests = append(requests, reconcile.Request{NamespacedName: name(&all[i])})
 	}
 	return requests
+}
+
+// hashesIn are the hashes that a Secret holds: of the key, and of the one before.
+func hashesIn(secret *corev1.Secret) []string {
+	var hashes []string
+	for _, field := range [...]string{v1alpha1.SecretDataKeyHash, v1alpha1.SecretDataPreviousKeyHash} {
+		if hash := string(secret.Data[field]); hash != "" {
+			hashes = append(hashes, hash)
+		}
+	}
+	return hashes
 }

@@ -1,6 +1,8 @@
 package v1alpha1
 
 import (
+	"time"
+
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -44,10 +46,28 @@ type SecretSpec struct {
 	Retention SecretRetention `json:"retention,omitempty"`
 }
 
+// RotationSpec replaces the secret of a key: the APIKey, its identity, its limits and what it has spent stay.
+type RotationSpec struct {
+	// generation is a number that you raise to rotate, by any amount: the key is then replaced by a new one, which is shown once like the
+	// first. status.rotation.generation follows it. It is never lowered. A number given when the APIKey is created rotates nothing.
+	// +required
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=2147483647
+	Generation int64 `json:"generation,omitempty"`
+
+	// overlap is how long the earlier key is honoured beside the new one, counted from the rotation: from "0s", at once refused, to
+	// "720h". Unset: 24h. A change counts for an overlap that still runs; what has ended does not come back. One earlier key at the
+	// most is honoured: to rotate again within the overlap ends the one before.
+	// +optional
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]+([.][0-9]+)?(ns|us|ms|s|m|h))+$') && duration(self) <= duration('720h')",message="overlap is a duration from 0s to 720h, such as 24h"
+	Overlap *metav1.Duration `json:"overlap,omitempty"`
+}
+
 // APIKeySpec declares one credential and what it may be used for.
 //
 // +kubebuilder:validation:XValidation:rule="self.applicationRef.name == oldSelf.applicationRef.name",message="applicationRef is immutable: a key belongs to one Application for good; create a new APIKey for the other Application and delete this one",fieldPath=".applicationRef"
 // +kubebuilder:validation:XValidation:rule="has(self.secret) && has(self.secret.name) ? has(oldSelf.secret) && has(oldSelf.secret.name) && self.secret.name == oldSelf.secret.name : !has(oldSelf.secret) || !has(oldSelf.secret.name)",message="secret.name is immutable: the plaintext cannot be moved; create a new APIKey with the other name and delete this one",fieldPath=".secret.name"
+// +kubebuilder:validation:XValidation:rule="!has(oldSelf.rotation) || (has(self.rotation) && self.rotation.generation >= oldSelf.rotation.generation)",message="rotation.generation may only rise, and rotation cannot be taken away: a rotation cannot be undone; write the present generation, or a higher one to rotate again",fieldPath=".rotation"
 type APIKeySpec struct {
 	// applicationRef names the Application, in the key's namespace, that all usage of the key is billed to. It cannot be changed.
 	// +required
@@ -89,6 +109,46 @@ type APIKeySpec struct {
 	// secret says where the key is put and how long its plaintext stays there.
 	// +optional
 	Secret *SecretSpec `json:"secret,omitempty"`
+
+	// rotation replaces the key by a new one under the same APIKey, and honours the earlier one for a while. Unset: never rotated.
+	// +optional
+	Rotation *RotationSpec `json:"rotation,omitempty"`
+}
+
+// RotationStatus says how far rotations have been carried out.
+//
+// +kubebuilder:validation:MinProperties=1
+type RotationStatus struct {
+	// generation is the spec's rotation.generation that has been carried out.
+	// +optional
+	// +kubebuilder:validation:Minimum=1
+	Generation int64 `json:"generation,omitempty"`
+
+	// rotationTime is when the key was last replaced. Unset: it is the first.
+	// +optional
+	RotationTime *metav1.Time `json:"rotationTime,omitempty"`
+
+	// previousKeyPrefix is the beginning of the earlier key, for people to tell it from the present one.
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=32
+	PreviousKeyPrefix string `json:"previousKeyPrefix,omitempty"`
+
+	// previousEndTime is the moment from which the earlier key is refused.
+	// +optional
+	PreviousEndTime *metav1.Time `json:"previousEndTime,omitempty"`
+
+	// previousKeyFingerprint binds the earlier key's hash in the Secret to this APIKey. Unset: no earlier key is honoured.
+	// +optional
+	// +kubebuilder:validation:MinLength=16
+	// +kubebuilder:validation:MaxLength=64
+	PreviousKeyFingerprint string `json:"previousKeyFingerprint,omitempty"`
+
+	// pendingKeyFingerprint is the fingerprint of a key that is about to be put into the Secret.
+	// +optional
+	// +kubebuilder:validation:MinLength=16
+	// +kubebuilder:validation:MaxLength=64
+	PendingKeyFingerprint string `json:"pendingKeyFingerprint,omitempty"`
 }
 
 // EffectivePolicy is what applies to a key once its own spec, its Application's and the SystemPolicy's are put together.
@@ -168,6 +228,10 @@ type APIKeyStatus struct {
 	// +kubebuilder:validation:MaxLength=64
 	KeyFingerprint string `json:"keyFingerprint,omitempty"`
 
+	// rotation says how far rotations have been carried out. Unset: the key is the first, and no generation was ever given.
+	// +optional
+	Rotation *RotationStatus `json:"rotation,omitempty"`
+
 	// revealDeadline is when a plaintext that nobody has taken is removed. Unset: it has been taken or removed, or is retained.
 	// +optional
 	RevealDeadline *metav1.Time `json:"revealDeadline,omitempty"`
@@ -180,7 +244,7 @@ type APIKeyStatus struct {
 	// +optional
 	Usage *Usage `json:"usage,omitempty"`
 
-	// conditions are Ready, Usable, Enforced, Revealed and, where something needs mending, Stalled.
+	// conditions are Ready, Usable, Enforced, Revealed, once the key was rotated Rotating and, where something needs mending, Stalled.
 	// +optional
 	// +listType=map
 	// +listMapKey=type
@@ -189,7 +253,7 @@ type APIKeyStatus struct {
 }
 
 // APIKey is one credential for LLM APIs, bound to one Application for good. The key itself is shown once, from the Secret that
-// status.secretName names; a lost key is replaced by deleting the APIKey and creating a new one.
+// status.secretName names; a lost key is replaced by rotating it, or by deleting the APIKey and creating a new one.
 //
 // +genclient
 // +kubebuilder:object:root=true
@@ -249,4 +313,23 @@ func (k *APIKey) Retention() SecretRetention {
 		return k.Spec.Secret.Retention
 	}
 	return SecretRetentionUntilRevealed
+}
+
+// DefaultOverlap is how long an earlier key is honoured where spec.rotation.overlap is unset.
+const DefaultOverlap = 24 * time.Hour
+
+// Overlap is the spec's rotation.overlap, DefaultOverlap when unset.
+func (k *APIKey) Overlap() time.Duration {
+	if k.Spec.Rotation != nil && k.Spec.Rotation.Overlap != nil {
+		return k.Spec.Rotation.Overlap.Duration
+	}
+	return DefaultOverlap
+}
+
+// RotationGeneration is the spec's rotation.generation, 0 when unset.
+func (k *APIKey) RotationGeneration() int64 {
+	if k.Spec.Rotation == nil {
+		return 0
+	}
+	return k.Spec.Rotation.Generation
 }

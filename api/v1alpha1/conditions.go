@@ -13,6 +13,9 @@ const (
 	ConditionEnforced = "Enforced"
 	// ConditionRevealed says whether the plaintext of the key has been taken.
 	ConditionRevealed = "Revealed"
+	// ConditionRotating is True while an earlier key is honoured beside the present one, and False once it has ended; absent on a key that
+	// was never rotated.
+	ConditionRotating = "Rotating"
 )
 
 // Reasons. The same words appear in conditions, events, the detail of HTTP errors and metric labels.
@@ -74,6 +77,12 @@ const (
 
 	// ReasonKeyMinted is an event: a key was made, and stands in its Secret.
 	ReasonKeyMinted = "KeyMinted"
+	// ReasonKeyRotated is an event: the key was replaced by a new one.
+	ReasonKeyRotated = "KeyRotated"
+	// ReasonOverlap goes with Rotating=True: an earlier key is honoured until the message's time.
+	ReasonOverlap = "Overlap"
+	// ReasonPreviousKeyEnded goes with Rotating=False: the earlier key is refused. Also an event.
+	ReasonPreviousKeyEnded = "PreviousKeyEnded"
 	// ReasonClaimed goes with Revealed=True: somebody took the plaintext.
 	ReasonClaimed = "Claimed"
 	// ReasonRetained goes with Revealed=True: the plaintext stays in the Secret, as asked for by retention: Retain.
@@ -90,6 +99,11 @@ const (
 	AnnotationRemoval = "latchkey.dev/plaintext-removal"
 	// AnnotationRevealDeadline on a key's Secret says, in RFC 3339, when an untaken plaintext is removed.
 	AnnotationRevealDeadline = "latchkey.dev/reveal-deadline"
+	// AnnotationRotationGeneration on a key's Secret is the spec.rotation.generation that the key in it came of. With it a Secret that is
+	// restored from a backup is not rotated anew.
+	AnnotationRotationGeneration = "latchkey.dev/rotation-generation"
+	// AnnotationRotationTime on a key's Secret says, in RFC 3339, when the key in it took the earlier one's place.
+	AnnotationRotationTime = "latchkey.dev/rotation-time"
 	// LabelAPIKey on a Secret names the APIKey that it belongs to; only Secrets that carry it are read outside the installation's namespace.
 	LabelAPIKey = "latchkey.dev/api-key"
 	// FinalizerAPIKey holds an APIKey back until its Secret is gone.
@@ -106,4 +120,8 @@ const (
 	SecretDataKeyHash = "keyHash"
 	// SecretDataKeyPrefix holds the first characters of the plaintext, for people to tell keys apart.
 	SecretDataKeyPrefix = "keyPrefix"
+	// SecretDataPreviousKeyHash holds the SHA-256 of the earlier key, while that is honoured after a rotation.
+	SecretDataPreviousKeyHash = "previousKeyHash"
+	// SecretDataPreviousKeyPrefix holds the first characters of the earlier key.
+	SecretDataPreviousKeyPrefix = "previousKeyPrefix"
 )

@@ -23,13 +23,13 @@ type Problem struct {
 }
 
 // Key compiles an APIKey with its Secret (nil: there is none). A key that is being deleted, has no Secret of its own, or whose Secret
-// does not hold the key that was minted, is not published.
+// holds no key that was minted for it, is not published.
 func Key(k *v1alpha1.APIKey, secret *corev1.Secret) (*policy.Key, []Problem) {
 	if !k.DeletionTimestamp.IsZero() {
 		return nil, nil
 	}
-	hash, problem := KeyHash(k, secret)
-	if problem != nil {
+	credentials, problem := Credentials(k, secret)
+	if len(credentials) == 0 {
 		return nil, []Problem{*problem}
 	}
 	budgets, problems := budgets("spec.budgets", k.Spec.Budgets)
@@ -38,7 +38,7 @@ func Key(k *v1alpha1.APIKey, secret *corev1.Secret) (*policy.Key, []Problem) {
 		Namespace:    k.Namespace,
 		Name:         k.Name,
 		DisplayName:  string(k.Spec.DisplayName),
-		Credentials:  []policy.Credential{{Hash: hash, Prefix: KeyPrefix(secret)}},
+		Credentials:  credentials,
 		Application:  k.Spec.ApplicationRef.Name,
 		State:        state(k.Spec.State),
 		Capabilities: capabilities(k.Spec.Capabilities),
@@ -72,26 +72,99 @@ func KeyHash(k *v1alpha1.APIKey, secret *corev1.Secret) (policy.KeyHash, *Proble
 	case secret == nil && k.Status.SecretName == "":
 		return policy.KeyHash{}, &Problem{v1alpha1.ReasonPending, "the key has not been minted yet", false}
 	case secret == nil:
-		return policy.KeyHash{}, lost("Secret %s is gone, and the key with it: delete this APIKey and create a new one", k.Status.SecretName)
+		return policy.KeyHash{}, lost("Secret %s is gone, and the key with it: "+mendLost, k.Status.SecretName)
 	case secret.Labels[v1alpha1.LabelAPIKey] != k.Name:
 		return policy.KeyHash{}, &Problem{v1alpha1.ReasonSecretConflict, fmt.Sprintf(
 			"Secret %s exists and is not this key's (it has no label %s=%s): delete that Secret, or create the APIKey anew with another spec.secret.name",
 			secret.Name, v1alpha1.LabelAPIKey, k.Name), true}
 	}
-	raw, err := hex.DecodeString(string(secret.Data[v1alpha1.SecretDataKeyHash]))
-	switch valid := err == nil && len(raw) == sha256.Size; {
+	hash, valid := hashIn(secret, v1alpha1.SecretDataKeyHash)
+	switch {
 	case !valid && k.Status.SecretName == "":
 		return policy.KeyHash{}, &Problem{v1alpha1.ReasonSecretConflict, fmt.Sprintf(
 			"Secret %s exists, claims to be this key's, and holds no key (its %s is not a SHA-256 in hex): delete that Secret, and the key is minted",
 			secret.Name, v1alpha1.SecretDataKeyHash), true}
 	case !valid:
-		return policy.KeyHash{}, lost("Secret %s holds no key any more (its %s is not a SHA-256 in hex): delete this APIKey and create a new one", secret.Name, v1alpha1.SecretDataKeyHash)
+		return policy.KeyHash{}, lost("Secret %s holds no key any more (its %s is not a SHA-256 in hex): "+mendLost, secret.Name, v1alpha1.SecretDataKeyHash)
 	}
-	hash := policy.KeyHash(raw)
-	if want := k.Status.KeyFingerprint; want != "" && want != Fingerprint(hash) {
-		return policy.KeyHash{}, lost("Secret %s holds another key than the one that was minted for this APIKey: restore it, or delete this APIKey and create a new one", secret.Name)
+	fingerprint := Fingerprint(hash)
+	switch rotation := k.Status.Rotation; {
+	case k.Status.KeyFingerprint == "" || k.Status.KeyFingerprint == fingerprint:
+		return hash, nil
+	case rotation != nil && rotation.PendingKeyFingerprint == fingerprint:
+		return hash, nil
+	case rotation != nil && rotation.PreviousKeyFingerprint == fingerprint:
+		return policy.KeyHash{}, lost("Secret %s holds the key from before the last rotation: restore the Secret as it was after it, or "+mendLost, secret.Name)
 	}
-	return hash, nil
+	return policy.KeyHash{}, lost("Secret %s holds another key than the one that was minted for this APIKey: restore it, or "+mendLost, secret.Name)
+}
+
+// mendLost is what helps where the key is lost.
+const mendLost = "raise spec.rotation.generation for a new key, or delete this APIKey and create a new one"
+
+// hashIn reads one of the Secret's hashes.
+func hashIn(secret *corev1.Secret, field string) (hash policy.KeyHash, valid bool) {
+	return ParseHash(secret.Data[field])
+}
+
+// ParseHash reads a hash as a Secret holds it: a SHA-256 in hex.
+func ParseHash(text []byte) (hash policy.KeyHash, valid bool) {
+	raw, err := hex.DecodeString(string(text))
+	if err != nil || len(raw) != sha256.Size {
+		return policy.KeyHash{}, false
+	}
+	return policy.KeyHash(raw), true
+}
+
+// Credentials are the secrets by which the key can be presented: the present one, and an earlier one with its end. The Secret says what they
+// are, and the key's status which of them to believe; the two are read apart and may not fit for a moment, in which what fits is believed.
+// Without any, the problem says why.
+func Credentials(k *v1alpha1.APIKey, secret *corev1.Secret) ([]policy.Credential, *Problem) {
+	var out []policy.Credential
+	hash, problem := KeyHash(k, secret)
+	if problem == nil {
+		out = append(out, policy.Credential{Hash: hash, Prefix: KeyPrefix(secret)})
+	}
+	if earlier := EarlierKey(k, secret); earlier != nil {
+		out = append(out, *earlier)
+	}
+	return out, problem
+}
+
+// EarlierKey is the key from before the last rotation with its end, as far as the Secret holds its hash and the status vouches for it;
+// nil: there is none.
+func EarlierKey(k *v1alpha1.APIKey, secret *corev1.Secret) *policy.Credential {
+	if secret == nil || secret.Labels[v1alpha1.LabelAPIKey] != k.Name || k.Status.KeyFingerprint == "" {
+		return nil
+	}
+	status := k.Status.Rotation
+	if status == nil {
+		status = &v1alpha1.RotationStatus{}
+	}
+	for _, field := range [...]struct{ hash, prefix string }{
+		{v1alpha1.SecretDataPreviousKeyHash, v1alpha1.SecretDataPreviousKeyPrefix},
+		{v1alpha1.SecretDataKeyHash, v1alpha1.SecretDataKeyPrefix}, // the Secret is behind the status
+	} {
+		hash, valid := hashIn(secret, field.hash)
+		if !valid {
+			continue
+		}
+		var rotated time.Time
+		switch fingerprint := Fingerprint(hash); {
+		case fingerprint == status.PreviousKeyFingerprint && status.RotationTime != nil:
+			rotated = status.RotationTime.Time
+		case fingerprint == k.Status.KeyFingerprint && field.hash == v1alpha1.SecretDataPreviousKeyHash: // the status is behind the Secret
+			at, err := time.Parse(time.RFC3339, secret.Annotations[v1alpha1.AnnotationRotationTime])
+			if err != nil {
+				continue
+			}
+			rotated = at
+		default:
+			continue
+		}
+		return &policy.Credential{Hash: hash, Prefix: prefixIn(secret, field.prefix), Ends: rotated.Add(k.Overlap())}
+	}
+	return nil
 }
 
 // maxKeyPrefix bounds what is taken for a prefix, in characters: enough for those that are minted, far too little for a key.
@@ -99,8 +172,15 @@ const maxKeyPrefix = 16
 
 // KeyPrefix reads the key's prefix out of its Secret; empty: there is none. It is shown in status, logs and metrics, and whoever may
 // write the Secret can put anything there: what is not a prefix by its form is left out.
-func KeyPrefix(secret *corev1.Secret) string {
-	prefix := string(secret.Data[v1alpha1.SecretDataKeyPrefix])
+func KeyPrefix(secret *corev1.Secret) string { return prefixIn(secret, v1alpha1.SecretDataKeyPrefix) }
+
+// PreviousKeyPrefix reads the earlier key's prefix out of the Secret; empty: there is none.
+func PreviousKeyPrefix(secret *corev1.Secret) string {
+	return prefixIn(secret, v1alpha1.SecretDataPreviousKeyPrefix)
+}
+
+func prefixIn(secret *corev1.Secret, field string) string {
+	prefix := string(secret.Data[field])
 	odd := func(r rune) bool {
 		return r != '_' && (r < '0' || r > '9') && (r < 'A' || r > 'Z') && (r < 'a' || r > 'z')
 	}

@@ -49,6 +49,9 @@ func (x *Exchange) look(now time.Time) *refusal {
 	switch {
 	case k == nil:
 		return unauthenticated("invalid_api_key", "key_unknown", "the API key is not valid: it is unknown here, or has been deleted")
+	case x.superseded(now):
+		return unauthenticated("api_key_expired", "key_rotated",
+			"the API key "+x.prefix()+"… was replaced by another and ended at "+k.Credential(x.hash).Ends.UTC().Format(time.RFC3339)+": use the new one")
 	case k.State != policy.StateEnabled:
 		return unauthenticated("api_key_disabled", "api_key_disabled", "the API key "+x.prefix()+"…"+disabled)
 	case k.ExpiredAt(now):
@@ -62,6 +65,12 @@ func (x *Exchange) look(now time.Time) *refusal {
 			"the application "+shown(k.Application)+" of the API key "+x.prefix()+"…"+disabled)
 	}
 	return nil
+}
+
+// superseded reports whether the secret that was presented is one from before a rotation, and its time has passed.
+func (x *Exchange) superseded(now time.Time) bool {
+	c := x.key.Credential(x.hash)
+	return c != nil && c.EndedAt(now)
 }
 
 // presented is the one key that the request carries. Several headers may carry it, each once; two that differ are refused: to guess would

@@ -109,7 +109,7 @@ func (x *Exchange) open(d door, now time.Time) *Answer {
 			message: "the API key " + x.prefix() + "… has asked for its state 120 times within a minute; try again in " + (wait.Truncate(time.Second) + time.Second).String()})
 	}
 	system, zone := x.engine.table.systemPolicy()
-	s := newStatement(x.key, x.app, &system, x.modelNames(), x.engine.ledger.Balance(x.key.UID, zone), x.engine.ledger.Balance(x.app.UID, zone), now)
+	s := newStatement(x.key, x.key.Credential(x.hash), x.app, &system, x.modelNames(), x.engine.ledger.Balance(x.key.UID, zone), x.engine.ledger.Balance(x.app.UID, zone), now)
 	body, refused := s.body(d, x.query, zone)
 	if refused != nil {
 		return x.refuse(refused)
@@ -187,13 +187,16 @@ func (s *statement) keyData() object {
 		"is_provisioning_key": false, "expires_at": s.expiry(),
 		"rate_limit": object{"requests": s.requests[0], "interval": "60s"},
 
-		"state": s.state, "key_prefix": s.prefix, "namespace": s.key.Namespace, "name": s.key.Name, "application": s.key.Application,
+		"state": s.state, "key_prefix": s.credential.Prefix, "namespace": s.key.Namespace, "name": s.key.Name, "application": s.key.Application,
 		"application_label": s.app.DisplayName, "currency": s.system.Currency, "time_zone": s.system.TimeZone,
 		"capabilities": capabilityNames(s.effective.Capabilities), "models": s.models, "all_models": s.effective.Models.All,
 		"today": s.period(s.balance.Day.Requests, s.balance.Day.Tokens, s.balance.Day.Spent, s.balance.Day.Estimated, s.balance.Day.Reserved),
 		"this_month": s.period(s.balance.Month.Requests, s.balance.Month.Tokens, s.balance.Month.Spent, s.balance.Month.Estimated,
 			s.balance.Month.Reserved),
-		"last_used_at": nil,
+		"last_used_at": nil, "replaced": nil,
+	}
+	if ends := s.credential.Ends; !ends.IsZero() {
+		data["replaced"] = object{"ends_at": ends.UTC().Format(time.RFC3339)}
 	}
 	if w := s.tightest(); w != nil {
 		data["limit"], data["limit_remaining"], data["limit_reset"] = number(w.cap), number(w.remaining()), w.period

@@ -103,7 +103,7 @@ func TestStatements(t *testing.T) {
 			if tc.expired {
 				k.Expires = noon().Add(-time.Hour)
 			}
-			s := newStatement(k, app, &system, []string{"gpt"}, balance(tc.keyDay, tc.keyMonth), balance(tc.appDay, tc.appMonth), noon())
+			s := newStatement(k, &k.Credentials[0], app, &system, []string{"gpt"}, balance(tc.keyDay, tc.keyMonth), balance(tc.appDay, tc.appMonth), noon())
 			var golden strings.Builder
 			for _, d := range doors {
 				body, refused := s.body(d.door, d.query, time.UTC)

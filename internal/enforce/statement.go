@@ -38,27 +38,27 @@ func (w *budgetWindow) remaining() money.Amount { return max(w.cap-w.used, 0) }
 
 // statement is what the holder of a key is told of it.
 type statement struct {
-	key       *policy.Key
-	app       *policy.Application
-	system    *policy.System
-	effective policy.Effective
-	prefix    string
-	models    []string
-	state     string
-	windows   []budgetWindow // the tightest first
-	balance   ledger.Balance // of the key
-	requests  [2]int64       // limit per minute (policy.Unset: none), and what remains
-	tokens    [2]int64
-	now       time.Time
+	key        *policy.Key
+	credential policy.Credential // the one that was presented
+	app        *policy.Application
+	system     *policy.System
+	effective  policy.Effective
+	models     []string
+	state      string
+	windows    []budgetWindow // the tightest first
+	balance    ledger.Balance // of the key
+	requests   [2]int64       // limit per minute (policy.Unset: none), and what remains
+	tokens     [2]int64
+	now        time.Time
 }
 
 // newStatement puts together how a key stands at now.
-func newStatement(k *policy.Key, app *policy.Application, system *policy.System, models []string, ofKey, ofApp ledger.Balance, now time.Time) statement {
+func newStatement(k *policy.Key, presented *policy.Credential, app *policy.Application, system *policy.System, models []string, ofKey, ofApp ledger.Balance, now time.Time) statement {
 	s := statement{
 		key: k, app: app, system: system, effective: policy.EffectiveFor(k, app, system), models: models, state: stateActive, balance: ofKey, now: now,
 	}
-	if len(k.Credentials) > 0 {
-		s.prefix = k.Credentials[0].Prefix
+	if presented != nil {
+		s.credential = *presented
 	}
 	for _, side := range [...]struct {
 		scope   string
@@ -166,18 +166,29 @@ func fixed(a money.Amount) string {
 	return whole + "." + fraction
 }
 
-// expiry is when the key expires, in RFC 3339; nil: never.
+// expires is when the secret that was presented is refused: with the key, or earlier if it was replaced by a rotation. Zero: never.
+func (s *statement) expires() time.Time {
+	at, ends := s.key.Expires, s.credential.Ends
+	if at.IsZero() || (!ends.IsZero() && ends.Before(at)) {
+		return ends
+	}
+	return at
+}
+
+// expiry is the same in RFC 3339; nil: never.
 func (s *statement) expiry() *string {
-	if s.key.Expires.IsZero() {
+	at := s.expires()
+	if at.IsZero() {
 		return nil
 	}
-	return new(s.key.Expires.UTC().Format(time.RFC3339))
+	return new(at.UTC().Format(time.RFC3339))
 }
 
 // expiryUnix is the same in seconds since 1970; 0: never.
 func (s *statement) expiryUnix() int64 {
-	if s.key.Expires.IsZero() {
+	at := s.expires()
+	if at.IsZero() {
 		return 0
 	}
-	return s.key.Expires.Unix()
+	return at.Unix()
 }

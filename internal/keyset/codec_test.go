@@ -94,7 +94,7 @@ func (r random) key() *policy.Key {
 		Expires: r.time(), Capabilities: r.capabilities(), Models: r.scope(), Limits: r.limits(), Budgets: r.budgets(),
 	}
 	for range 1 + r.IntN(3) {
-		c := policy.Credential{Prefix: r.text()}
+		c := policy.Credential{Prefix: r.text(), Ends: r.time()}
 		for i := range c.Hash {
 			c.Hash[i] = byte(r.Uint32())
 		}
@@ -230,6 +230,9 @@ func TestDecodeRefuses(t *testing.T) {
 		"a hash that is too long": {"key/u1", entryKey(func(k *keysetv1.Key) {
 			k.Credentials = append(k.Credentials, &keysetv1.Credential{Sha256: make([]byte, 33)})
 		}), "33 bytes"},
+		"an end of a secret that would read as never": {"key/u1", entryKey(func(k *keysetv1.Key) {
+			k.Credentials[0].EndTime = &timestamppb.Timestamp{Seconds: time.Time{}.Unix()}
+		}), "end time"},
 		"an expiration that would read as never": {"key/u1", entryKey(func(k *keysetv1.Key) {
 			k.ExpirationTime = &timestamppb.Timestamp{Seconds: time.Time{}.Unix()}
 		}), "expiration time"},

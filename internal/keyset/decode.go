@@ -113,7 +113,11 @@ func decodeKey(k *keysetv1.Key) (*policy.Key, error) {
 		if len(c.GetSha256()) != sha256.Size {
 			return nil, fmt.Errorf("a credential's hash has %d bytes, not %d", len(c.GetSha256()), sha256.Size)
 		}
-		credentials = append(credentials, policy.Credential{Hash: policy.KeyHash(c.GetSha256()), Prefix: c.GetPrefix()})
+		ends, err := decodeTime(c.GetEndTime())
+		if err != nil {
+			return nil, fmt.Errorf("end time of a credential: %w", err)
+		}
+		credentials = append(credentials, policy.Credential{Hash: policy.KeyHash(c.GetSha256()), Prefix: c.GetPrefix(), Ends: ends})
 	}
 	expires, err := decodeTime(k.GetExpirationTime())
 	if err != nil {

@@ -84,7 +84,7 @@ func EncodeApplication(a *policy.Application) Resource {
 func EncodeKey(k *policy.Key) Resource {
 	credentials := make([]*keysetv1.Credential, 0, len(k.Credentials))
 	for _, c := range k.Credentials {
-		credentials = append(credentials, &keysetv1.Credential{Sha256: c.Hash[:], Prefix: valid(c.Prefix)})
+		credentials = append(credentials, &keysetv1.Credential{Sha256: c.Hash[:], Prefix: valid(c.Prefix), EndTime: encodeTime(c.Ends)})
 	}
 	r := encode(policy.Ref{Kind: policy.KindKey, Name: k.UID}, &keysetv1.Entry{Entry: &keysetv1.Entry_Key{Key: &keysetv1.Key{
 		Uid:            valid(k.UID),

@@ -268,8 +268,12 @@ func (a *Application) ID() string { return a.Namespace + "/" + a.Name }
 // Credential is one secret by which a key can be presented.
 type Credential struct {
 	Hash   KeyHash
-	Prefix string // the first characters of the plaintext
+	Prefix string    // the first characters of the plaintext
+	Ends   time.Time // the moment from which this secret is refused, whatever the key's own state; zero: never
 }
+
+// EndedAt reports whether this secret is refused at that moment, the key having been rotated.
+func (c *Credential) EndedAt(now time.Time) bool { return !c.Ends.IsZero() && !now.Before(c.Ends) }
 
 // Key is one APIKey.
 type Key struct {
@@ -285,6 +289,16 @@ type Key struct {
 	Models       ModelScope
 	Limits       RateLimits
 	Budgets      Budgets
+}
+
+// Credential is the one of that hash; nil: the key has none.
+func (k *Key) Credential(hash KeyHash) *Credential {
+	for i := range k.Credentials {
+		if k.Credentials[i].Hash == hash {
+			return &k.Credentials[i]
+		}
+	}
+	return nil
 }
 
 // ApplicationID is the ID of the key's application.

@@ -905,7 +905,9 @@ type Credential struct {
 	// SHA-256 of the plaintext, 32 bytes.
 	Sha256 []byte `protobuf:"bytes,1,opt,name=sha256,proto3" json:"sha256,omitempty"`
 	// First characters of the plaintext, for people.
-	Prefix        string `protobuf:"bytes,2,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	Prefix string `protobuf:"bytes,2,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	// The moment from which this secret is refused, the key itself being in force; absent: never.
+	EndTime       *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -952,6 +954,13 @@ func (x *Credential) GetPrefix() string {
 		return x.Prefix
 	}
 	return ""
+}
+
+func (x *Credential) GetEndTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.EndTime
+	}
+	return nil
 }
 
 // Key is one APIKey.
@@ -1503,11 +1512,12 @@ const file_api_keyset_v1_keyset_proto_rawDesc = "" +
 	"\fcapabilities\x18\x06 \x03(\x0e2\x1e.latchkey.keyset.v1.CapabilityR\fcapabilities\x126\n" +
 	"\x06models\x18\a \x01(\v2\x1e.latchkey.keyset.v1.ModelScopeR\x06models\x122\n" +
 	"\x06limits\x18\b \x01(\v2\x1a.latchkey.keyset.v1.LimitsR\x06limits\x125\n" +
-	"\abudgets\x18\t \x01(\v2\x1b.latchkey.keyset.v1.BudgetsR\abudgets\"<\n" +
+	"\abudgets\x18\t \x01(\v2\x1b.latchkey.keyset.v1.BudgetsR\abudgets\"s\n" +
 	"\n" +
 	"Credential\x12\x16\n" +
 	"\x06sha256\x18\x01 \x01(\fR\x06sha256\x12\x16\n" +
-	"\x06prefix\x18\x02 \x01(\tR\x06prefix\"\xad\x04\n" +
+	"\x06prefix\x18\x02 \x01(\tR\x06prefix\x125\n" +
+	"\bend_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\aendTime\"\xad\x04\n" +
 	"\x03Key\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
@@ -1654,23 +1664,24 @@ var file_api_keyset_v1_keyset_proto_depIdxs = []int32{
 	7,  // 12: latchkey.keyset.v1.Application.models:type_name -> latchkey.keyset.v1.ModelScope
 	8,  // 13: latchkey.keyset.v1.Application.limits:type_name -> latchkey.keyset.v1.Limits
 	9,  // 14: latchkey.keyset.v1.Application.budgets:type_name -> latchkey.keyset.v1.Budgets
-	13, // 15: latchkey.keyset.v1.Key.credentials:type_name -> latchkey.keyset.v1.Credential
-	0,  // 16: latchkey.keyset.v1.Key.state:type_name -> latchkey.keyset.v1.State
-	19, // 17: latchkey.keyset.v1.Key.expiration_time:type_name -> google.protobuf.Timestamp
-	1,  // 18: latchkey.keyset.v1.Key.capabilities:type_name -> latchkey.keyset.v1.Capability
-	7,  // 19: latchkey.keyset.v1.Key.models:type_name -> latchkey.keyset.v1.ModelScope
-	8,  // 20: latchkey.keyset.v1.Key.limits:type_name -> latchkey.keyset.v1.Limits
-	9,  // 21: latchkey.keyset.v1.Key.budgets:type_name -> latchkey.keyset.v1.Budgets
-	1,  // 22: latchkey.keyset.v1.Model.capabilities:type_name -> latchkey.keyset.v1.Capability
-	2,  // 23: latchkey.keyset.v1.Model.format:type_name -> latchkey.keyset.v1.Format
-	19, // 24: latchkey.keyset.v1.Model.creation_time:type_name -> google.protobuf.Timestamp
-	16, // 25: latchkey.keyset.v1.Model.prices:type_name -> latchkey.keyset.v1.Prices
-	17, // 26: latchkey.keyset.v1.Prices.images:type_name -> latchkey.keyset.v1.ImagePrice
-	27, // [27:27] is the sub-list for method output_type
-	27, // [27:27] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	19, // 15: latchkey.keyset.v1.Credential.end_time:type_name -> google.protobuf.Timestamp
+	13, // 16: latchkey.keyset.v1.Key.credentials:type_name -> latchkey.keyset.v1.Credential
+	0,  // 17: latchkey.keyset.v1.Key.state:type_name -> latchkey.keyset.v1.State
+	19, // 18: latchkey.keyset.v1.Key.expiration_time:type_name -> google.protobuf.Timestamp
+	1,  // 19: latchkey.keyset.v1.Key.capabilities:type_name -> latchkey.keyset.v1.Capability
+	7,  // 20: latchkey.keyset.v1.Key.models:type_name -> latchkey.keyset.v1.ModelScope
+	8,  // 21: latchkey.keyset.v1.Key.limits:type_name -> latchkey.keyset.v1.Limits
+	9,  // 22: latchkey.keyset.v1.Key.budgets:type_name -> latchkey.keyset.v1.Budgets
+	1,  // 23: latchkey.keyset.v1.Model.capabilities:type_name -> latchkey.keyset.v1.Capability
+	2,  // 24: latchkey.keyset.v1.Model.format:type_name -> latchkey.keyset.v1.Format
+	19, // 25: latchkey.keyset.v1.Model.creation_time:type_name -> google.protobuf.Timestamp
+	16, // 26: latchkey.keyset.v1.Model.prices:type_name -> latchkey.keyset.v1.Prices
+	17, // 27: latchkey.keyset.v1.Prices.images:type_name -> latchkey.keyset.v1.ImagePrice
+	28, // [28:28] is the sub-list for method output_type
+	28, // [28:28] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_api_keyset_v1_keyset_proto_init() }

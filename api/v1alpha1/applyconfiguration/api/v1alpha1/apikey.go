@@ -12,7 +12,7 @@ import (
 // with apply.
 //
 // APIKey is one credential for LLM APIs, bound to one Application for good. The key itself is shown once, from the Secret that
-// status.secretName names; a lost key is replaced by deleting the APIKey and creating a new one.
+// status.secretName names; a lost key is replaced by rotating it, or by deleting the APIKey and creating a new one.
 type APIKeyApplyConfiguration struct {
 	v1.TypeMetaApplyConfiguration `json:""`
 	// metadata is the standard object's metadata.

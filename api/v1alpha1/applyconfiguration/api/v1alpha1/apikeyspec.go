@@ -31,6 +31,8 @@ type APIKeySpecApplyConfiguration struct {
 	ExpirationTime *v1.Time `json:"expirationTime,omitempty"`
 	// secret says where the key is put and how long its plaintext stays there.
 	Secret *SecretSpecApplyConfiguration `json:"secret,omitempty"`
+	// rotation replaces the key by a new one under the same APIKey, and honours the earlier one for a while. Unset: never rotated.
+	Rotation *RotationSpecApplyConfiguration `json:"rotation,omitempty"`
 }
 
 // APIKeySpecApplyConfiguration constructs a declarative configuration of the APIKeySpec type for use with
@@ -110,5 +112,13 @@ func (b *APIKeySpecApplyConfiguration) WithExpirationTime(value v1.Time) *APIKey
 // If called multiple times, the Secret field is set to the value of the last call.
 func (b *APIKeySpecApplyConfiguration) WithSecret(value *SecretSpecApplyConfiguration) *APIKeySpecApplyConfiguration {
 	b.Secret = value
+	return b
+}
+
+// WithRotation sets the Rotation field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Rotation field is set to the value of the last call.
+func (b *APIKeySpecApplyConfiguration) WithRotation(value *RotationSpecApplyConfiguration) *APIKeySpecApplyConfiguration {
+	b.Rotation = value
 	return b
 }

@@ -21,13 +21,15 @@ type APIKeyStatusApplyConfiguration struct {
 	KeyPrefix *string `json:"keyPrefix,omitempty"`
 	// keyFingerprint is the beginning of the SHA-256 of the key's hash. It binds the Secret to this APIKey: a Secret with another hash is not honoured.
 	KeyFingerprint *string `json:"keyFingerprint,omitempty"`
+	// rotation says how far rotations have been carried out. Unset: the key is the first, and no generation was ever given.
+	Rotation *RotationStatusApplyConfiguration `json:"rotation,omitempty"`
 	// revealDeadline is when a plaintext that nobody has taken is removed. Unset: it has been taken or removed, or is retained.
 	RevealDeadline *v1.Time `json:"revealDeadline,omitempty"`
 	// effective is what applies once the key's spec, its Application's and the SystemPolicy's are put together.
 	Effective *EffectivePolicyApplyConfiguration `json:"effective,omitempty"`
 	// usage is what the key has used.
 	Usage *UsageApplyConfiguration `json:"usage,omitempty"`
-	// conditions are Ready, Usable, Enforced, Revealed and, where something needs mending, Stalled.
+	// conditions are Ready, Usable, Enforced, Revealed, once the key was rotated Rotating and, where something needs mending, Stalled.
 	Conditions []metav1.ConditionApplyConfiguration `json:"conditions,omitempty"`
 }
 
@@ -66,6 +68,14 @@ func (b *APIKeyStatusApplyConfiguration) WithKeyPrefix(value string) *APIKeyStat
 // If called multiple times, the KeyFingerprint field is set to the value of the last call.
 func (b *APIKeyStatusApplyConfiguration) WithKeyFingerprint(value string) *APIKeyStatusApplyConfiguration {
 	b.KeyFingerprint = &value
+	return b
+}
+
+// WithRotation sets the Rotation field in the declarative configuration to the given value
+// and returns the receiver, so that objects can be built by chaining "With" function invocations.
+// If called multiple times, the Rotation field is set to the value of the last call.
+func (b *APIKeyStatusApplyConfiguration) WithRotation(value *RotationStatusApplyConfiguration) *APIKeyStatusApplyConfiguration {
+	b.Rotation = value
 	return b
 }
 
