@@ -33,7 +33,8 @@ type Followers struct {
 	Cache     cache.Cache
 	Namespace string
 	Identity  string
-	Leading   <-chan struct{} // closed once this replica leads
+	Leading   <-chan struct{}                        // closed once this replica leads
+	Ledgers   func() (connected int, trouble string) // that report to this replica; nil: none does
 	Clock     clock.WithTicker
 	Log       logr.Logger
 
@@ -74,6 +75,8 @@ type report struct {
 	Syncing   bool       `json:"syncing,omitempty"` // an enforcer has connected and not caught up yet
 	Through   Watermarks `json:"through"`
 	Rejection string     `json:"rejection,omitempty"`
+	Ledgers   int        `json:"ledgers,omitempty"`       // that report what is spent
+	Trouble   string     `json:"ledgerTrouble,omitempty"` // what keeps one of them from writing
 }
 
 // behind reports whether an enforcer of the replica has yet to acknowledge what the revision brought.
@@ -225,6 +228,9 @@ func (f *Followers) advance(ctx context.Context) {
 	f.mu.Lock()
 	f.own.Enforcers = acks.Enforcers
 	f.own.Rejection = rejection(acks)
+	if f.Ledgers != nil {
+		f.own.Ledgers, f.own.Trouble = f.Ledgers()
+	}
 	for len(f.flushes) > 0 && (acks.Enforcers == 0 || f.flushes[0].position <= acks.Position) {
 		f.own.Through, f.reached = f.flushes[0].through, f.flushes[0].position
 		f.flushes = f.flushes[1:]

@@ -55,13 +55,19 @@ func run(ctx context.Context, cfg config, deps dependencies) (err error) {
 	defer func() { err = errors.Join(err, store.Close()) }()
 
 	m := newMetrics()
+	var trouble atomic.Value // a string: what the last commit failed by
+	trouble.Store("")
 	books, state, err := journal.OpenDir(cfg.stateDir, journal.Options{
 		Log: log, Now: deps.now,
 		OnCommit: func(changes int, took time.Duration) {
 			m.ledgerChanges.Add(float64(changes))
 			m.ledgerCommits.Observe(took.Seconds())
+			trouble.Store("")
 		},
-		OnFailure: func(error) { m.ledgerFailures.Inc() },
+		OnFailure: func(err error) {
+			m.ledgerFailures.Inc()
+			trouble.Store(err.Error())
+		},
 	})
 	if err != nil {
 		return fmt.Errorf("open the ledger in --state-dir %s: %w", cfg.stateDir, err)
@@ -84,7 +90,8 @@ func run(ctx context.Context, cfg config, deps dependencies) (err error) {
 		StartGrace: cfg.startGrace,
 		Now:        deps.now,
 	})
-	reporter := usage.NewReporter(usage.ReporterConfig{Address: cfg.xdsAddress, TLS: clientTLS, Source: counts, Log: log})
+	reporter := usage.NewReporter(usage.ReporterConfig{Address: cfg.xdsAddress, TLS: clientTLS, Source: counts, Log: log,
+		Trouble: func() string { return trouble.Load().(string) }})
 	m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: metricsPrefix + "usage_rows_reported_total",
 		Help: "Rows of usage that the control plane has taken over.",

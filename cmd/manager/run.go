@@ -92,7 +92,7 @@ func run(ctx context.Context, cfg config, log *slog.Logger) error {
 	}
 	followers := &controllers.Followers{
 		Tracker: server.Tracker(), Client: mgr.GetClient(), Cache: mgr.GetCache(), Namespace: cfg.namespace, Identity: cfg.identity,
-		Leading: mgr.Elected(), Clock: realClock, Log: logger.WithName("followers"),
+		Leading: mgr.Elected(), Ledgers: receiver.Ledgers, Clock: realClock, Log: logger.WithName("followers"),
 	}
 	followers.Init()
 	publisher := &controllers.Publisher{

@@ -63,6 +63,7 @@ type plane struct {
 	t       *testing.T
 	sink    *sink
 	metrics *prometheus.Registry
+	ledgers func() (int, string)
 	addr    string
 	stop    func()
 }
@@ -78,6 +79,7 @@ func start(t *testing.T, a authority, s *sink, addr string) *plane {
 	if err != nil {
 		t.Fatal(err)
 	}
+	p.ledgers = receiver.Ledgers
 	server, _, _ := certs.Identities()
 	x, err := xds.New(xds.Config{
 		TLS: certs.Server(a.issue(server)), KeySet: keyset.NewCache(keyset.SystemClock{}), Envoy: cache.NewSnapshotCache(true, xds.EnvoyGroup{}, nil),

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
+	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
@@ -30,6 +32,9 @@ type Receiver struct {
 	invalid   prometheus.Counter
 	recalled  prometheus.Counter
 	reporters prometheus.Gauge
+
+	mu      sync.Mutex
+	ledgers map[*string]struct{} // of the reporters that are connected: each's trouble
 }
 
 var _ service = (*Receiver)(nil)
@@ -37,7 +42,8 @@ var _ service = (*Receiver)(nil)
 // NewReceiver makes a receiver, and registers its metrics.
 func NewReceiver(sink Sink, reg prometheus.Registerer) (*Receiver, error) {
 	r := &Receiver{
-		sink: sink,
+		sink:    sink,
+		ledgers: map[*string]struct{}{},
 		received: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "latchkey_usage_rows_received_total", Help: "Accounts that enforcers reported.",
 		}),
@@ -66,6 +72,9 @@ func (r *Receiver) Register(server grpc.ServiceRegistrar) { server.RegisterServi
 func (r *Receiver) report(stream reportServer) error {
 	r.reporters.Inc()
 	defer r.reporters.Dec()
+	trouble := new(string)
+	r.note(trouble, "")
+	defer r.leave(trouble)
 	// A wait for the next request does not end with the context by itself, if that is the server's: it ends when this returns.
 	requests := make(chan *usagev1.ReportRequest)
 	ended := make(chan error, 1)
@@ -94,6 +103,7 @@ func (r *Receiver) report(stream reportServer) error {
 			}
 			return err
 		case req := <-requests:
+			r.note(trouble, req.GetTrouble())
 			rows := make([]Row, 0, len(req.GetRows()))
 			for _, in := range req.GetRows() {
 				row, err := decodeRow(in)
@@ -112,6 +122,34 @@ func (r *Receiver) report(stream reportServer) error {
 			}
 		}
 	}
+}
+
+// maxTrouble bounds what is kept of a reporter's trouble, in bytes.
+const maxTrouble = 300
+
+func (r *Receiver) note(of *string, trouble string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	*of = strings.ToValidUTF8(trouble[:min(len(trouble), maxTrouble)], "")
+	r.ledgers[of] = struct{}{}
+}
+
+func (r *Receiver) leave(of *string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.ledgers, of)
+}
+
+// Ledgers counts the ledgers that report here, and tells what keeps one of them from writing; empty: nothing does.
+func (r *Receiver) Ledgers() (connected int, trouble string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for of := range r.ledgers {
+		if *of > trouble { // always the same one
+			trouble = *of
+		}
+	}
+	return len(r.ledgers), trouble
 }
 
 // recall sends what is known, in pages.

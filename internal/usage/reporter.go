@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -41,9 +42,11 @@ type Source interface {
 
 // ReporterConfig is what a Reporter needs.
 type ReporterConfig struct {
-	Address  string                      // host:port
-	TLS      func() (*tls.Config, error) // asked at each connection
-	Source   Source                      // nil, for one that only recalls
+	Address string                      // host:port
+	TLS     func() (*tls.Config, error) // asked at each connection
+	Source  Source                      // nil, for one that only recalls
+	// Trouble is what keeps the ledger from writing, for people; empty: nothing does. nil: nothing ever does.
+	Trouble  func() string
 	Log      *slog.Logger
 	Interval time.Duration // between two looks at what has changed; 0: a second
 	// AckTimeout is how long the control plane may take to take rows over; 0: half a minute.
@@ -160,9 +163,10 @@ func (r *Reporter) send(ctx context.Context, stream reportClient, acks <-chan ui
 	tick := time.NewTicker(r.cfg.Interval)
 	defer tick.Stop()
 	// The first request says that the reporter is there, even if it has nothing to tell.
+	told := ""
 	for sequence := uint64(1); ; sequence++ {
 		rows := r.cfg.Source.Changed(rowsPerPage)
-		for len(rows) == 0 && heard {
+		for len(rows) == 0 && heard && r.trouble() == told {
 			select {
 			case <-ctx.Done():
 				return heard, ctx.Err()
@@ -173,7 +177,8 @@ func (r *Reporter) send(ctx context.Context, stream reportClient, acks <-chan ui
 			rows = r.cfg.Source.Changed(rowsPerPage)
 		}
 		// Where the stream has ended, Send says just that, and Recv says why.
-		if err := stream.Send(&usagev1.ReportRequest{Sequence: sequence, Rows: encodeRows(rows)}); err != nil && !errors.Is(err, io.EOF) {
+		told = r.trouble()
+		if err := stream.Send(&usagev1.ReportRequest{Sequence: sequence, Rows: encodeRows(rows), Trouble: told}); err != nil && !errors.Is(err, io.EOF) {
 			return heard, fmt.Errorf("report to %s: %w", r.cfg.Address, err)
 		}
 		if err := r.await(ctx, sequence, acks, ended); err != nil {
@@ -196,6 +201,13 @@ func (r *Reporter) send(ctx context.Context, stream reportClient, acks <-chan ui
 		case <-tick.C:
 		}
 	}
+}
+
+func (r *Reporter) trouble() string {
+	if r.cfg.Trouble == nil {
+		return ""
+	}
+	return strings.ToValidUTF8(r.cfg.Trouble(), "?")
 }
 
 // await waits until the control plane has taken over what was sent up to the sequence.

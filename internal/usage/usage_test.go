@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -75,6 +76,29 @@ func TestRowsArriveAsTheyAre(t *testing.T) {
 	if got := p.metric("latchkey_usage_connected_reporters"); got != 1 || !r.Connected() {
 		t.Errorf("%v reporters are connected, connected %v", got, r.Connected())
 	}
+}
+
+func TestALedgersTroubleIsTold(t *testing.T) {
+	t.Parallel()
+	a := newAuthority(t)
+	p := start(t, a, newSink(), "127.0.0.1:0")
+	var trouble atomic.Value
+	trouble.Store("")
+	says := func(ledgers int, trouble string) func() bool {
+		return func() bool {
+			n, said := p.ledgers()
+			return n == ledgers && said == trouble
+		}
+	}
+	cfg := ReporterConfig{Address: p.addr, TLS: a.client(certs.EnforcerURI), Interval: time.Millisecond}
+	report(t, newBook(), cfg)
+	cfg.Trouble = func() string { return trouble.Load().(string) }
+	report(t, newBook(), cfg)
+	until(t, "two ledgers are known, and in order", says(2, ""))
+	trouble.Store("no space left\xff on device" + strings.Repeat(".", 1000)) // nothing else changes
+	until(t, "what troubles one of them is known", says(2, ("no space left? on device" + strings.Repeat(".", 1000))[:maxTrouble]))
+	trouble.Store("")
+	until(t, "it is over", says(2, ""))
 }
 
 func TestManyRowsGoInPages(t *testing.T) {

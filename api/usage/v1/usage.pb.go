@@ -193,9 +193,11 @@ func (x *Row) GetBlockedSince() *timestamppb.Timestamp {
 
 // ReportRequest holds accounts that have changed.
 type ReportRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Sequence      uint64                 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"` // counts the requests of the stream, from 1 on
-	Rows          []*Row                 `protobuf:"bytes,2,rep,name=rows,proto3" json:"rows,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Sequence uint64                 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"` // counts the requests of the stream, from 1 on
+	Rows     []*Row                 `protobuf:"bytes,2,rep,name=rows,proto3" json:"rows,omitempty"`
+	// What keeps the enforcer's ledger from writing to its disk; empty: nothing does. For people.
+	Trouble       string `protobuf:"bytes,3,opt,name=trouble,proto3" json:"trouble,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -242,6 +244,13 @@ func (x *ReportRequest) GetRows() []*Row {
 		return x.Rows
 	}
 	return nil
+}
+
+func (x *ReportRequest) GetTrouble() string {
+	if x != nil {
+		return x.Trouble
+	}
+	return ""
 }
 
 // ReportResponse says that the stream's requests have been taken over, up to this one.
@@ -390,10 +399,11 @@ const file_api_usage_v1_usage_proto_rawDesc = "" +
 	"\vmonth_usage\x18\x05 \x01(\v2\x19.latchkey.usage.v1.TotalsR\n" +
 	"monthUsage\x127\n" +
 	"\tlast_used\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\blastUsed\x12?\n" +
-	"\rblocked_since\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\fblockedSince\"W\n" +
+	"\rblocked_since\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\fblockedSince\"q\n" +
 	"\rReportRequest\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12*\n" +
-	"\x04rows\x18\x02 \x03(\v2\x16.latchkey.usage.v1.RowR\x04rows\",\n" +
+	"\x04rows\x18\x02 \x03(\v2\x16.latchkey.usage.v1.RowR\x04rows\x12\x18\n" +
+	"\atrouble\x18\x03 \x01(\tR\atrouble\",\n" +
 	"\x0eReportResponse\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\"\x0f\n" +
 	"\rRecallRequest\"<\n" +
