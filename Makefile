@@ -22,7 +22,7 @@ MODULE := github.com/latchkey-dev/latchkey
 COMMANDS := ./cmd/manager ./cmd/enforcer ./cmd/kubectl-latchkey ./test/provider/cmd/provider-sim
 APPLY_DIR := api/v1alpha1/applyconfiguration
 # All that `make generate` writes.
-GENERATED := api/keyset/v1/keyset.pb.go api/usage/v1/usage.pb.go api/v1alpha1/zz_generated.deepcopy.go $(APPLY_DIR) config/crd/bases config/rbac/role.yaml
+GENERATED := api/keyset/v1/keyset.pb.go api/usage/v1/usage.pb.go api/v1alpha1/zz_generated.deepcopy.go $(APPLY_DIR) config/crd/bases config/rbac/role.yaml docs/cli
 
 ##@ Running
 
@@ -81,7 +81,7 @@ check-generated: ## Fail if generated files are not what `make generate` writes
 ##@ Writing
 
 .PHONY: generate
-generate: $(TOOLS)/.generators ## Write generated code and manifests: protobuf, deepcopy, CRDs, apply configurations, RBAC
+generate: $(TOOLS)/.generators ## Write generated code and manifests: protobuf, deepcopy, CRDs, apply configurations, RBAC, docs/cli
 	@$(TOOLS)/protogen -I . api/keyset/v1/keyset.proto
 	@$(TOOLS)/protogen -I . api/usage/v1/usage.proto
 	@$(TOOLS)/controller-gen object paths=./api/v1alpha1
@@ -91,6 +91,11 @@ generate: $(TOOLS)/.generators ## Write generated code and manifests: protobuf, 
 	@$(TOOLS)/applyconfiguration-gen --go-header-file /dev/null \
 		--output-dir $(APPLY_DIR) --output-pkg $(MODULE)/$(APPLY_DIR) $(MODULE)/api/v1alpha1
 	@$(TOOLS)/controller-gen rbac:roleName=latchkey-manager paths=./controllers output:rbac:dir=config/rbac
+	@$(MAKE) --no-print-directory docs
+
+.PHONY: docs
+docs: ## Write docs/cli, a page for each command of the plugin
+	@$(GO) run ./cmd/kubectl-latchkey gen-docs docs/cli
 
 .PHONY: fmt
 fmt: $(TOOLS)/golangci-lint ## Format the Go code

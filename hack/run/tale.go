@@ -177,7 +177,7 @@ func (t *tale) showHowToGoOn() {
 	fmt.Printf(`
 Latchkey is up. In another terminal, from this directory:
 
-  export KUBECONFIG=%[1]s PATH=%[2]s:$PATH
+  export KUBECONFIG=%[1]s PATH=%[2]s:$PATH LATCHKEY_GATEWAY=%[3]s
   export OPENAI_BASE_URL=%[3]s/v1 OPENAI_API_KEY=%[4]s
 
   curl -s $OPENAI_BASE_URL/models -H "Authorization: Bearer $OPENAI_API_KEY"
@@ -185,6 +185,12 @@ Latchkey is up. In another terminal, from this directory:
     -H 'content-type: application/json' -d '{"model":"%[5]s","messages":[{"role":"user","content":"Say hello."}]}'
 
   curl -s %[3]s/v1/key -H "Authorization: Bearer $OPENAI_API_KEY"      # limits, spent, left
+
+  kubectl latchkey try "Say hello."
+  kubectl latchkey get keys -A                                         # who spends what
+  kubectl latchkey why %[6]s -n %[7]s                            # would a request pass?
+  kubectl latchkey create key checkout --app store --create-app -n %[7]s
+  kubectl latchkey --help                                              # docs/story.md: a key's life, in one line each
 
   kubectl get latchkey -A
   kubectl describe lkkey %[6]s -n %[7]s

@@ -21,8 +21,11 @@ import (
 // pollEvery is how often a key that is not minted yet is looked at again.
 const pollEvery = 200 * time.Millisecond
 
+// claimTimeout bounds the one request that takes the key.
+const claimTimeout = 10 * time.Second
+
 // ErrTaken says that the plaintext is not there any more.
-var ErrTaken = errors.New("already revealed")
+var ErrTaken = errors.New("nothing to reveal")
 
 // Claim takes the plaintext of an APIKey out of its Secret: of several who try, one gets it and the others get ErrTaken. It waits
 // until the key has been minted, as long as the context allows.
@@ -38,7 +41,7 @@ func Claim(ctx context.Context, c client.Client, name types.NamespacedName) (key
 		secret := &corev1.Secret{}
 		err := c.Get(ctx, types.NamespacedName{Namespace: name.Namespace, Name: apiKey.Status.SecretName}, secret)
 		if apierrors.IsNotFound(err) {
-			return key.Plaintext{}, fmt.Errorf("secret %s/%s is gone, and the key with it: delete the APIKey and create a new one", name.Namespace, apiKey.Status.SecretName)
+			return key.Plaintext{}, fmt.Errorf("secret %s/%s is gone, and the key with it; %s", name.Namespace, apiKey.Status.SecretName, rotateHint(apiKey))
 		}
 		if err != nil {
 			return key.Plaintext{}, fmt.Errorf("get secret %s/%s: %w", name.Namespace, apiKey.Status.SecretName, err)
@@ -61,7 +64,7 @@ func Claim(ctx context.Context, c client.Client, name types.NamespacedName) (key
 		if err != nil {
 			return key.Plaintext{}, fmt.Errorf("encode claim: %w", err)
 		}
-		err = c.Patch(ctx, secret, client.RawPatch(types.MergePatchType, patch))
+		err = claim(ctx, c, secret, patch)
 		switch {
 		case err == nil:
 			return plaintext, nil
@@ -71,6 +74,16 @@ func Claim(ctx context.Context, c client.Client, name types.NamespacedName) (key
 			return key.Plaintext{}, fmt.Errorf("claim the key in secret %s/%s: %w", name.Namespace, secret.Name, err)
 		}
 	}
+}
+
+// claim sends the patch. It is not broken off with the context: a claim whose answer nobody waits for loses the key.
+func claim(ctx context.Context, c client.Client, secret *corev1.Secret, patch []byte) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), claimTimeout)
+	defer cancel()
+	return c.Patch(ctx, secret, client.RawPatch(types.MergePatchType, patch))
 }
 
 // awaitMinted waits until the APIKey names its Secret, and gives up early where waiting cannot help.
@@ -99,9 +112,9 @@ func awaitMinted(ctx context.Context, c client.Client, name types.NamespacedName
 }
 
 func taken(apiKey *v1alpha1.APIKey, secret *corev1.Secret) error {
-	const mend = "a key is shown once; delete the APIKey and create a new one"
+	became := "has been taken"
 	if secret.Annotations[v1alpha1.AnnotationRemoval] == v1alpha1.ReasonRevealExpired {
-		return fmt.Errorf("the key of apikey %s/%s was not taken before its deadline, and has been removed: %s: %w", apiKey.Namespace, apiKey.Name, mend, ErrTaken)
+		became = "was not taken before its deadline, and has been removed"
 	}
-	return fmt.Errorf("the key of apikey %s/%s has been taken: %s: %w", apiKey.Namespace, apiKey.Name, mend, ErrTaken)
+	return fmt.Errorf("%w: the key of apikey %s/%s %s. A key is shown once; %s", ErrTaken, apiKey.Namespace, apiKey.Name, became, rotateHint(apiKey))
 }

@@ -1,95 +1,86 @@
 package cli
 
 import (
-	"context"
 	"fmt"
+	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
-	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
-	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
-	"sigs.k8s.io/controller-runtime/pkg/client"
-
-	"github.com/latchkey-dev/latchkey/api/v1alpha1"
 )
 
 // NewCommand is the root of the plugin's commands.
 func NewCommand(streams genericiooptions.IOStreams) *cobra.Command {
-	flags := genericclioptions.NewConfigFlags(true)
-	root := &cobra.Command{
-		Use:           "kubectl-latchkey",
-		Short:         "API keys for LLM APIs",
-		SilenceUsage:  true,
-		SilenceErrors: true,
-		Annotations:   map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl latchkey"},
+	p := &plugin{
+		IOStreams: streams,
+		flags:     genericclioptions.NewConfigFlags(true),
+		now:       time.Now,
+		getenv:    os.Getenv,
+		in:        newReader(streams.In),
 	}
-	root.SetIn(streams.In)
-	root.SetOut(streams.Out)
-	root.SetErr(streams.ErrOut)
-	flags.AddFlags(root.PersistentFlags())
-	root.AddCommand(newReveal(flags, streams))
+	return p.root()
+}
+
+func (p *plugin) root() *cobra.Command {
+	root := group("kubectl-latchkey", "API keys for LLM APIs")
+	root.Long = `API keys for LLM APIs: create them, show them once, see who spends what, and why a request is refused.
+
+For completion through kubectl, put a link to this program, named kubectl_complete-latchkey, into a directory of your PATH. Amounts are in the
+SystemPolicy's currency. Colour is for terminals, and NO_COLOR turns it off.
+
+` + exitCodesHelp
+	root.Example = `  # A key for an application, in one step; it is printed once
+  kubectl latchkey create key shop-backend --app shop --create-app
+
+  # Who spends what
+  kubectl latchkey get keys -A --sort-by spent
+
+  # Why is a request refused?
+  kubectl latchkey why shop-backend --model gpt-5-mini`
+	root.SilenceUsage, root.SilenceErrors = true, true
+	root.Annotations = map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl latchkey"}
+	root.SetIn(p.In)
+	root.SetOut(p.Out)
+	root.SetErr(p.ErrOut)
+	root.SetFlagErrorFunc(flagError)
+	root.SetUsageTemplate(usageTemplate(root.UsageTemplate()))
+	p.flags.AddFlags(root.PersistentFlags())
+	p.completeGlobal(root)
+	root.AddCommand(
+		p.newCreate(),
+		p.newReveal(), p.newRotate(), p.newGet(), p.newEnable(), p.newDisable(), p.newSet(), p.newDelete(), p.newWhy(), p.newDescribe(), p.newUsage(), p.newTry(), p.newDoctor(), p.newDocs(), p.newOptions(),
+	)
 	return root
 }
 
-func newReveal(flags *genericclioptions.ConfigFlags, streams genericiooptions.IOStreams) *cobra.Command {
-	timeout := 30 * time.Second
-	cmd := &cobra.Command{
-		Use:   "reveal NAME",
-		Short: "Show the key of an APIKey, once",
-		Long: `Show the key of an APIKey, once.
-
-The key is printed on stdout and removed from the cluster in the same step: of several who try, one gets it, and nobody can get it
-again. A key with secret.retention: Retain is shown and stays.`,
-		Example: `  # Show the key
-  kubectl latchkey reveal shop-backend -n demo
-
-  # Put it where the OpenAI SDKs look for it
-  export OPENAI_API_KEY=$(kubectl latchkey reveal shop-backend -n demo)`,
-		Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, namespace, err := connect(flags)
-			if err != nil {
-				return err
-			}
-			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
-			defer cancel()
-			plaintext, err := Claim(ctx, c, types.NamespacedName{Namespace: namespace, Name: args[0]})
-			if err != nil {
-				return err
-			}
-			if _, err := fmt.Fprintln(streams.Out, plaintext.Reveal()); err != nil {
-				return fmt.Errorf("the key was taken, but could not be printed and is lost; delete the APIKey and create a new one: %w", err)
-			}
-			return nil
-		},
-	}
-	cmd.Flags().DurationVar(&timeout, "timeout", timeout, "how long to wait for the key to be minted")
-	return cmd
+// flagError says where the flags are explained.
+func flagError(cmd *cobra.Command, err error) error {
+	return fmt.Errorf("%w\nSee: %s --help", err, cmd.CommandPath())
 }
 
-// connect makes a client, and tells the namespace that the flags and the kubeconfig name.
-func connect(flags *genericclioptions.ConfigFlags) (client.Client, string, error) {
-	namespace, _, err := flags.ToRawKubeConfigLoader().Namespace()
-	if err != nil {
-		return nil, "", fmt.Errorf("read kubeconfig: %w", err)
+// usageTemplate leaves the flags that all commands have to a command of their own, as kubectl does: they would hide the others.
+func usageTemplate(cobras string) string {
+	begin := strings.Index(cobras, "{{if .HasAvailableInheritedFlags}}")
+	end := strings.Index(cobras, "{{if .HasHelpSubCommands}}")
+	if begin < 0 || end < begin {
+		return cobras
 	}
-	config, err := flags.ToRESTConfig()
-	if err != nil {
-		return nil, "", fmt.Errorf("read kubeconfig: %w", err)
+	const local = "{{if .HasAvailableLocalFlags}}"
+	return strings.Replace(cobras[:begin], local, "{{if and .HasAvailableLocalFlags .HasParent}}", 1) +
+		"\n\nUse \"{{.Root.CommandPath}} options\" for the flags that all commands have." + cobras[end:]
+}
+
+func (p *plugin) newOptions() *cobra.Command {
+	return &cobra.Command{
+		Use:     "options",
+		Short:   "List the flags that all commands have",
+		Example: "  kubectl latchkey options",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, err := fmt.Fprint(p.Out, "The flags that all commands have:\n\n"+cmd.Root().PersistentFlags().FlagUsages())
+			return err
+		},
 	}
-	scheme := runtime.NewScheme()
-	if err := clientgoscheme.AddToScheme(scheme); err != nil {
-		return nil, "", fmt.Errorf("build scheme: %w", err)
-	}
-	if err := v1alpha1.AddToScheme(scheme); err != nil {
-		return nil, "", fmt.Errorf("build scheme: %w", err)
-	}
-	c, err := client.New(config, client.Options{Scheme: scheme})
-	if err != nil {
-		return nil, "", fmt.Errorf("connect to the API server: %w", err)
-	}
-	return c, namespace, nil
 }

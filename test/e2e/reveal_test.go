@@ -65,7 +65,7 @@ func TestThePluginRevealsOnce(t *testing.T) {
 	}
 	decided(t, strings.TrimSuffix(out, "\n"), request{}, http.StatusOK, "")
 	out, err = theStack.Latchkey(t.Context(), "reveal", k.Name, "-n", k.Namespace)
-	if err == nil || out != "" || !strings.Contains(err.Error(), "has been taken") || !strings.Contains(err.Error(), "create a new one") {
+	if err == nil || out != "" || !strings.Contains(err.Error(), "has been taken") || !strings.Contains(err.Error(), "kubectl latchkey rotate") {
 		t.Fatalf("the second reveal printed %q, %v", out, err)
 	}
 }
