@@ -270,11 +270,12 @@ func (j *Journal) run() {
 		landed, err := j.commit(b)
 		if err != nil {
 			err = fmt.Errorf("the ledger cannot write: %w", err)
-			j.failed(b, landed, closed, err)
+			// First it is said, then those who wait are told: what they do next may be to look for it.
 			f.fail(err, j.opts.Log)
 			if j.opts.OnFailure != nil {
 				j.opts.OnFailure(err)
 			}
+			j.failed(b, landed, closed, err)
 		} else {
 			j.durable.Store(last)
 			changes := b.changes
@@ -284,8 +285,8 @@ func (j *Journal) run() {
 			out := j.flying
 			j.flying = nil
 			j.mu.Unlock()
-			resolve(out, nil)
 			f.succeed(j.opts.Log)
+			resolve(out, nil)
 			if j.opts.OnCommit != nil {
 				j.opts.OnCommit(changes, time.Since(start))
 			}
