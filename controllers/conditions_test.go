@@ -2,6 +2,7 @@ package controllers
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -115,6 +116,9 @@ func TestConditionsOfAKey(t *testing.T) {
 			v, isStalled := readyOf(tc.scope, nil)
 			if got := show(v); got != tc.ready || isStalled != tc.stalled {
 				t.Errorf("Ready = %s, stalled %v; want %s, %v", got, isStalled, tc.ready, tc.stalled)
+			}
+			if reason := usableOf(tc.scope, now).reason; !slices.Contains(keyStates(), reason) {
+				t.Errorf("the metrics do not know the state %s", reason)
 			}
 			if got := show(usableOf(tc.scope, now)); got != tc.usable {
 				t.Errorf("Usable = %s, want %s", got, tc.usable)

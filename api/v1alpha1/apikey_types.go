@@ -204,9 +204,9 @@ type EffectiveModels struct {
 //
 // +kubebuilder:validation:MinProperties=1
 type APIKeyStatus struct {
-	// observedGeneration is the metadata.generation that this status speaks of.
+	// observedGeneration is the metadata.generation that this status speaks of. -1: no controller has looked at the object yet.
 	// +optional
-	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Minimum=-1
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
 
 	// secretName is the Secret that holds the key until it is revealed, and its hash from then on.
@@ -287,6 +287,7 @@ type APIKey struct {
 
 	// status says how far the spec has been carried out and what a caller meets.
 	// +optional
+	// +kubebuilder:default={observedGeneration:-1}
 	Status APIKeyStatus `json:"status,omitempty,omitzero"`
 }
 

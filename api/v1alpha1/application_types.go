@@ -52,9 +52,9 @@ type ApplicationSpec struct {
 //
 // +kubebuilder:validation:MinProperties=1
 type ApplicationStatus struct {
-	// observedGeneration is the metadata.generation that this status speaks of.
+	// observedGeneration is the metadata.generation that this status speaks of. -1: no controller has looked at the object yet.
 	// +optional
-	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Minimum=-1
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
 
 	// keys counts the APIKeys that name this application.
@@ -103,6 +103,7 @@ type Application struct {
 
 	// status says how far the spec has been carried out.
 	// +optional
+	// +kubebuilder:default={observedGeneration:-1}
 	Status ApplicationStatus `json:"status,omitempty,omitzero"`
 }
 

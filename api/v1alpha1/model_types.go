@@ -152,9 +152,9 @@ type ImagePrice struct {
 //
 // +kubebuilder:validation:MinProperties=1
 type ModelStatus struct {
-	// observedGeneration is the metadata.generation that this status speaks of.
+	// observedGeneration is the metadata.generation that this status speaks of. -1: no controller has looked at the object yet.
 	// +optional
-	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Minimum=-1
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
 
 	// name is what callers send in a request's "model" field.
@@ -200,6 +200,7 @@ type Model struct {
 
 	// status says how far the spec has been carried out.
 	// +optional
+	// +kubebuilder:default={observedGeneration:-1}
 	Status ModelStatus `json:"status,omitempty,omitzero"`
 }
 

@@ -147,9 +147,9 @@ type ProviderSpec struct {
 //
 // +kubebuilder:validation:MinProperties=1
 type ProviderStatus struct {
-	// observedGeneration is the metadata.generation that this status speaks of.
+	// observedGeneration is the metadata.generation that this status speaks of. -1: no controller has looked at the object yet.
 	// +optional
-	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Minimum=-1
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
 
 	// models counts the Models that name this provider.
@@ -192,6 +192,7 @@ type Provider struct {
 
 	// status says how far the spec has been carried out.
 	// +optional
+	// +kubebuilder:default={observedGeneration:-1}
 	Status ProviderStatus `json:"status,omitempty,omitzero"`
 }
 

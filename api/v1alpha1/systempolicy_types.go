@@ -140,9 +140,9 @@ type SystemPolicySpec struct {
 //
 // +kubebuilder:validation:MinProperties=1
 type SystemPolicyStatus struct {
-	// observedGeneration is the metadata.generation that this status speaks of.
+	// observedGeneration is the metadata.generation that this status speaks of. -1: no controller has looked at the object yet.
 	// +optional
-	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Minimum=-1
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
 
 	// conditions are Ready, Enforced and, where something needs mending, Stalled.
@@ -181,6 +181,7 @@ type SystemPolicy struct {
 
 	// status says how far the spec has been carried out.
 	// +optional
+	// +kubebuilder:default={observedGeneration:-1}
 	Status SystemPolicyStatus `json:"status,omitempty,omitzero"`
 }
 

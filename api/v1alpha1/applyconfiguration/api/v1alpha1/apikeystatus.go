@@ -12,7 +12,7 @@ import (
 //
 // APIKeyStatus says how far the spec has been carried out and what a caller meets.
 type APIKeyStatusApplyConfiguration struct {
-	// observedGeneration is the metadata.generation that this status speaks of.
+	// observedGeneration is the metadata.generation that this status speaks of. -1: no controller has looked at the object yet.
 	ObservedGeneration *int64 `json:"observedGeneration,omitempty"`
 	// secretName is the Secret that holds the key until it is revealed, and its hash from then on.
 	// Once set, the key is never minted again.

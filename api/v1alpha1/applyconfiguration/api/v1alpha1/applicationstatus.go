@@ -11,7 +11,7 @@ import (
 //
 // ApplicationStatus says how far the spec has been carried out.
 type ApplicationStatusApplyConfiguration struct {
-	// observedGeneration is the metadata.generation that this status speaks of.
+	// observedGeneration is the metadata.generation that this status speaks of. -1: no controller has looked at the object yet.
 	ObservedGeneration *int64 `json:"observedGeneration,omitempty"`
 	// keys counts the APIKeys that name this application.
 	Keys *int32 `json:"keys,omitempty"`

@@ -11,7 +11,7 @@ import (
 //
 // ModelStatus says how far the spec has been carried out.
 type ModelStatusApplyConfiguration struct {
-	// observedGeneration is the metadata.generation that this status speaks of.
+	// observedGeneration is the metadata.generation that this status speaks of. -1: no controller has looked at the object yet.
 	ObservedGeneration *int64 `json:"observedGeneration,omitempty"`
 	// name is what callers send in a request's "model" field.
 	Name *string `json:"name,omitempty"`

@@ -11,7 +11,7 @@ import (
 //
 // ProviderStatus says how far the spec has been carried out.
 type ProviderStatusApplyConfiguration struct {
-	// observedGeneration is the metadata.generation that this status speaks of.
+	// observedGeneration is the metadata.generation that this status speaks of. -1: no controller has looked at the object yet.
 	ObservedGeneration *int64 `json:"observedGeneration,omitempty"`
 	// models counts the Models that name this provider.
 	Models *int32 `json:"models,omitempty"`

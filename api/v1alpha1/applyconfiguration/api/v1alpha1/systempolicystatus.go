@@ -11,7 +11,7 @@ import (
 //
 // SystemPolicyStatus says how far the spec has been carried out.
 type SystemPolicyStatusApplyConfiguration struct {
-	// observedGeneration is the metadata.generation that this status speaks of.
+	// observedGeneration is the metadata.generation that this status speaks of. -1: no controller has looked at the object yet.
 	ObservedGeneration *int64 `json:"observedGeneration,omitempty"`
 	// conditions are Ready, Enforced and, where something needs mending, Stalled.
 	Conditions []v1.ConditionApplyConfiguration `json:"conditions,omitempty"`
