@@ -82,6 +82,10 @@ func (w *UsageWriter) Init() error {
 	w.writes = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "latchkey_usage_status_writes_total", Help: "Writes of status.usage, by result.",
 	}, []string{"result"})
+	// There from the start, so that an alert sees the first failure.
+	for _, result := range []string{"success", "error"} {
+		w.writes.WithLabelValues(result)
+	}
 	pending := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "latchkey_usage_pending_rows", Help: "Accounts whose usage is not in status yet.",
 	}, func() float64 {

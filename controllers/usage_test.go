@@ -345,7 +345,11 @@ func TestStartWritesAndEnds(t *testing.T) {
 		}
 		for _, f := range families {
 			if f.GetName() == "latchkey_usage_status_writes_total" {
-				return f.GetMetric()[0].GetCounter().GetValue()
+				for _, m := range f.GetMetric() {
+					if m.GetLabel()[0].GetValue() == "success" {
+						return m.GetCounter().GetValue()
+					}
+				}
 			}
 		}
 		return 0

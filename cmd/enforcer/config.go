@@ -22,10 +22,12 @@ type config struct {
 	stateDir        string
 	nodeID          string
 	metricsAddress  string
+	debugAddress    string // empty: no debug pages
 	startGrace      time.Duration
 	watchGrace      time.Duration
 	maxRequestBytes int
 	logLevel        slog.Level
+	accessLog       accessLog
 	version         bool
 }
 
@@ -44,12 +46,15 @@ func parseConfig(args []string, hostname func() (string, error), usage io.Writer
 	flags.StringVar(&cfg.stateDir, "state-dir", "/var/lib/latchkey", "`directory` for the ledger and the last good policy; one enforcer can use it at a time")
 	flags.StringVar(&cfg.nodeID, "node-id", "", "name under which the control plane knows this enforcer (default: the host's name)")
 	flags.StringVar(&cfg.metricsAddress, "metrics-address", ":9091", "`host:port` for /metrics, /healthz and /readyz")
+	flags.StringVar(&cfg.debugAddress, "debug-address", "", "`host:port` for /debug/pprof/ and /debug/policy, best on the loopback, since anybody who gets there can read them; empty: none")
 	flags.DurationVar(&cfg.startGrace, "start-grace", 3*time.Second,
 		"how long to wait at the start for the control plane before going on with the policy on disk")
 	flags.DurationVar(&cfg.watchGrace, "watch-grace", 2*time.Second,
 		"how long, once asked to end, to go on reading answers that are on their way; those that take longer go on unread, and are charged by an estimate")
 	flags.IntVar(&cfg.maxRequestBytes, "max-request-bytes", policy.DefaultMaxRequestBytes, "largest request body; the same as the manager's")
-	flags.TextVar(&cfg.logLevel, "log-level", slog.LevelInfo, "debug, info, warn or error; debug shows every request")
+	flags.TextVar(&cfg.logLevel, "log-level", slog.LevelInfo, "debug, info, warn or error; debug shows each decision, too")
+	flags.TextVar(&cfg.accessLog, "access-log", accessLogRefused,
+		"refused, all or none: which requests have a line in the log; with none, only what is the platform's own fault has")
 	flags.BoolVar(&cfg.version, "version", false, "print the version and exit")
 	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
 		flags.SetOutput(usage)
@@ -84,6 +89,9 @@ func (c config) validate() error {
 	}
 	if _, _, err := net.SplitHostPort(c.metricsAddress); err != nil {
 		errs = append(errs, fmt.Errorf("--metrics-address must be host:port: %w", err))
+	}
+	if _, _, err := net.SplitHostPort(c.debugAddress); c.debugAddress != "" && err != nil {
+		errs = append(errs, fmt.Errorf("--debug-address must be host:port, or empty: %w", err))
 	}
 	for _, required := range []struct{ flag, value string }{
 		{"--xds-server-name", c.xdsServerName},

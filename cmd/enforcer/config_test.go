@@ -28,6 +28,7 @@ func TestParseConfig(t *testing.T) {
 		watchGrace:      2 * time.Second,
 		maxRequestBytes: policy.DefaultMaxRequestBytes,
 		logLevel:        slog.LevelInfo,
+		accessLog:       accessLogRefused,
 	}
 	with := func(change func(*config)) config {
 		c := defaults
@@ -45,23 +46,28 @@ func TestParseConfig(t *testing.T) {
 		"the control plane's address is enough": {args: "--xds-address cp:18000", want: defaults},
 		"every flag is heeded": {
 			args: "--xds-address=[::1]:1 --xds-server-name n --cert-dir c --socket s --state-dir d --node-id i --metrics-address 127.0.0.1:2 " +
-				"--start-grace 0s --watch-grace 1s --max-request-bytes 5 --log-level debug",
+				"--debug-address localhost:3 --start-grace 0s --watch-grace 1s --max-request-bytes 5 --log-level debug --access-log all",
 			hostname: noHost,
 			want: config{
 				xdsAddress: "[::1]:1", xdsServerName: "n", certDir: "c", socket: "s", stateDir: "d", nodeID: "i",
-				metricsAddress: "127.0.0.1:2", watchGrace: time.Second, maxRequestBytes: 5, logLevel: slog.LevelDebug,
+				metricsAddress: "127.0.0.1:2", debugAddress: "localhost:3", watchGrace: time.Second, maxRequestBytes: 5, logLevel: slog.LevelDebug,
+				accessLog: accessLogAll,
 			},
 		},
 		"the version needs nothing else": {
 			args: "--version", hostname: noHost,
 			want: with(func(c *config) { c.xdsAddress, c.nodeID, c.version = "", "", true }),
 		},
-		"no address says which flag to set":          {args: "", wantErr: []string{"--xds-address is missing"}},
-		"an address without a port is refused":       {args: "--xds-address cp", wantErr: []string{"--xds-address must be host:port"}},
-		"a host without a name asks for one":         {args: "--xds-address cp:1", hostname: noHost, wantErr: []string{"--node-id"}},
-		"an unknown flag is refused":                 {args: "--nonsense", wantErr: []string{"nonsense"}},
-		"an argument that is no flag is refused":     {args: "--xds-address cp:1 stray", wantErr: []string{`"stray"`}},
-		"an unknown level is refused":                {args: "--xds-address cp:1 --log-level loud", wantErr: []string{"log-level"}},
+		"no address says which flag to set":      {args: "", wantErr: []string{"--xds-address is missing"}},
+		"an address without a port is refused":   {args: "--xds-address cp", wantErr: []string{"--xds-address must be host:port"}},
+		"a host without a name asks for one":     {args: "--xds-address cp:1", hostname: noHost, wantErr: []string{"--node-id"}},
+		"an unknown flag is refused":             {args: "--nonsense", wantErr: []string{"nonsense"}},
+		"an argument that is no flag is refused": {args: "--xds-address cp:1 stray", wantErr: []string{`"stray"`}},
+		"an unknown level is refused":            {args: "--xds-address cp:1 --log-level loud", wantErr: []string{"log-level"}},
+		"debug pages without a port are refused": {args: "--xds-address cp:1 --debug-address localhost", wantErr: []string{"--debug-address must be host:port"}},
+		"an unknown access log is refused": {
+			args: "--xds-address cp:1 --access-log some", wantErr: []string{"access-log", `"some"`, "refused", "all", "none"},
+		},
 		"a grace in the past is refused":             {args: "--xds-address cp:1 --start-grace -1s", wantErr: []string{"--start-grace"}},
 		"bodies without any room are refused":        {args: "--xds-address cp:1 --max-request-bytes 0", wantErr: []string{"--max-request-bytes"}},
 		"bodies too large for a message are refused": {args: "--xds-address cp:1 --max-request-bytes 1073741825", wantErr: []string{"--max-request-bytes"}},
@@ -102,7 +108,7 @@ func TestHelpNamesEveryFlag(t *testing.T) {
 	}
 	for _, name := range []string{
 		"xds-address", "xds-server-name", "cert-dir", "socket", "state-dir", "node-id", "metrics-address", "start-grace",
-		"max-request-bytes", "log-level", "version",
+		"max-request-bytes", "log-level", "access-log", "debug-address", "version",
 	} {
 		if !strings.Contains(usage.String(), "-"+name) {
 			t.Errorf("the help does not name --%s", name)

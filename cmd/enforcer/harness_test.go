@@ -78,7 +78,7 @@ func newWorld(t *testing.T) *world {
 	w.cfg = config{
 		xdsServerName: certs.ServerName, certDir: filepath.Join(dir, "certs"), socket: filepath.Join(dir, "run", "s"),
 		stateDir: filepath.Join(dir, "state"), nodeID: "enforcer-test", metricsAddress: "127.0.0.1:0",
-		maxRequestBytes: policy.DefaultMaxRequestBytes, startGrace: patience,
+		maxRequestBytes: policy.DefaultMaxRequestBytes, startGrace: patience, accessLog: accessLogRefused,
 	}
 	w.port = newPort(t)
 	w.cfg.xdsAddress = w.port.Addr().String()
@@ -192,21 +192,24 @@ func (k *knownUsage) Recall(_ context.Context, send func([]usage.Row) error) err
 
 // running is an enforcer under way.
 type running struct {
-	pages string // base URL
-	log   *lockedBuffer
-	stop  func() error // asks it to end, and gives what run returned
+	pages   string        // base URL
+	debug   string        // base URL of the debug pages, where they are asked for
+	debugAt chan net.Addr // told when they open
+	log     *lockedBuffer
+	stop    func() error // asks it to end, and gives what run returned
 }
 
 func (w *world) start(t *testing.T) *running {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	r := &running{log: &lockedBuffer{}}
+	r := &running{log: &lockedBuffer{}, debugAt: make(chan net.Addr, 1)}
 	at, ended := make(chan net.Addr, 1), make(chan error, 1)
 	go func() {
 		ended <- run(ctx, w.cfg, dependencies{
 			log:     slog.New(slog.NewJSONHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 			now:     time.Now,
 			pagesAt: func(a net.Addr) { at <- a },
+			debugAt: func(a net.Addr) { r.debugAt <- a },
 		})
 	}()
 	r.stop = sync.OnceValue(func() error { cancel(); return <-ended })
@@ -225,15 +228,29 @@ func (w *world) start(t *testing.T) *running {
 		ended <- err
 		t.Fatalf("run: %v", err)
 	}
+	if w.cfg.debugAddress != "" {
+		select {
+		case a := <-r.debugAt:
+			r.debug = "http://" + a.String()
+		case err := <-ended:
+			ended <- err
+			t.Fatalf("run: %v", err)
+		}
+	}
 	return r
 }
 
-// get reads a page.
+// get reads a page of the metrics address.
 func (r *running) get(t *testing.T, path string) (int, string) {
+	t.Helper()
+	return read(t, r.pages+path)
+}
+
+func read(t *testing.T, url string) (int, string) {
 	t.Helper()
 	transport := &http.Transport{DisableKeepAlives: true}
 	defer transport.CloseIdleConnections()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, r.pages+path, http.NoBody)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, http.NoBody)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -274,6 +291,17 @@ func (r *running) awaitReady(t *testing.T, source string) readiness {
 // call asks as Envoy would for a chat with the key, and gives the status of the refusal, or 0 and the provider.
 func (w *world) call(t *testing.T, plaintext string) (status int, provider string) {
 	t.Helper()
+	return w.send(t, `{"model":"gpt","messages":[]}`, [][2]string{
+		{":method", "POST"}, {":path", "/v1/chat/completions"}, {"authorization", "Bearer " + plaintext}, {"x-request-id", "req-1"},
+	})
+}
+
+// send asks as Envoy would, with the method POST if no other is given.
+func (w *world) send(t *testing.T, body string, fields [][2]string) (status int, provider string) {
+	t.Helper()
+	if !slices.ContainsFunc(fields, func(f [2]string) bool { return f[0] == ":method" }) {
+		fields = append([][2]string{{":method", "POST"}}, fields...)
+	}
 	conn, err := grpc.NewClient("unix://"+w.cfg.socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
@@ -296,9 +324,7 @@ func (w *world) call(t *testing.T, plaintext string) (status int, provider strin
 		return resp
 	}
 	headers := &corev3.HeaderMap{}
-	for _, h := range [][2]string{
-		{":method", "POST"}, {":path", "/v1/chat/completions"}, {"authorization", "Bearer " + plaintext}, {"x-request-id", "req-1"},
-	} {
+	for _, h := range fields {
 		headers.Headers = append(headers.Headers, &corev3.HeaderValue{Key: h[0], RawValue: []byte(h[1])})
 	}
 	resp := ask(&extprocv3.ProcessingRequest{
@@ -307,7 +333,7 @@ func (w *world) call(t *testing.T, plaintext string) (status int, provider strin
 	})
 	if resp.GetImmediateResponse() == nil {
 		resp = ask(&extprocv3.ProcessingRequest{Request: &extprocv3.ProcessingRequest_RequestBody{
-			RequestBody: &extprocv3.HttpBody{Body: []byte(`{"model":"gpt","messages":[]}`), EndOfStream: true},
+			RequestBody: &extprocv3.HttpBody{Body: []byte(body), EndOfStream: true},
 		}})
 	}
 	if answer := resp.GetImmediateResponse(); answer != nil {

@@ -6,6 +6,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"github.com/latchkey-dev/latchkey/internal/certs"
 	"github.com/latchkey-dev/latchkey/internal/money"
 )
 
@@ -53,7 +54,7 @@ func newMetrics() *metrics {
 		}),
 		suppressed: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: metricsPrefix + "suppressed_log_lines_total",
-			Help: "Refusals that were not logged because there were too many in that second.",
+			Help: "Lines of the access log that were left out because there were too many in that second.",
 		}),
 	}
 	m.endings = prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -162,4 +163,31 @@ func (c *policyCollector) Collect(out chan<- prometheus.Metric) {
 		seconds := float64(state.LastChange.UnixNano()) / float64(time.Second)
 		out <- prometheus.MustNewConstMetric(c.lastChange, prometheus.GaugeValue, seconds)
 	}
+}
+
+// certificateCollector shows when the certificate ends that the next connection to the control plane is made with.
+type certificateCollector struct {
+	source certs.Source
+	expiry *prometheus.Desc
+}
+
+func newCertificateCollector(source certs.Source) *certificateCollector {
+	return &certificateCollector{source: source, expiry: prometheus.NewDesc(metricsPrefix+"certificate_expiry_timestamp_seconds",
+		"When the enforcer's certificate for the control plane ends, in seconds since 1970; absent where it cannot be read.", nil, nil)}
+}
+
+// Describe implements prometheus.Collector.
+func (c *certificateCollector) Describe(descs chan<- *prometheus.Desc) { descs <- c.expiry }
+
+// Collect implements prometheus.Collector. A certificate that cannot be read fails the connection, which logs it.
+func (c *certificateCollector) Collect(out chan<- prometheus.Metric) {
+	bundle, err := c.source()
+	if err != nil {
+		return
+	}
+	_, own, err := certs.Expiry(bundle)
+	if err != nil {
+		return
+	}
+	out <- prometheus.MustNewConstMetric(c.expiry, prometheus.GaugeValue, float64(own.Unix()))
 }

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"log/slog"
-	"net/http"
 	"time"
 
 	"github.com/latchkey-dev/latchkey/internal/enforce"
@@ -11,18 +10,16 @@ import (
 	"github.com/latchkey-dev/latchkey/internal/xdsclient"
 )
 
-// refusalsPerSecond bounds the log of refusals: whoever hammers on the gateway with a bad key shall not fill the disk.
-const refusalsPerSecond = 100
-
 // observer counts and logs decisions. It implements enforce.Observer.
 type observer struct {
 	metrics *metrics
 	log     *slog.Logger
+	access  accessLog
 	sampler *sampler
 }
 
-func newObserver(m *metrics, log *slog.Logger, now func() time.Time) *observer {
-	return &observer{metrics: m, log: log, sampler: newSampler(refusalsPerSecond, now)}
+func newObserver(m *metrics, log *slog.Logger, access accessLog, now func() time.Time) *observer {
+	return &observer{metrics: m, log: log, access: access, sampler: newSampler(access.linesPerSecond(), now)}
 }
 
 // Decided implements enforce.Observer.
@@ -30,23 +27,11 @@ func (o *observer) Decided(d enforce.Decision) {
 	o.metrics.decisions.WithLabelValues(string(d.Outcome), d.Reason, d.Capability).Inc()
 	o.metrics.duration.Observe(d.Elapsed.Seconds())
 
-	level := slog.LevelDebug
-	if d.Outcome == enforce.OutcomeRefused {
-		level = slog.LevelInfo
-		if d.Status >= http.StatusInternalServerError {
-			level = slog.LevelWarn // a matter of the platform's, not of the caller's
-		}
-	}
-	// The context carries nothing that the log wants.
-	ctx := context.Background()
-	if !o.log.Enabled(ctx, level) {
+	level := o.access.levelOfDecision(&d)
+	if !o.wanted(level) {
 		return
 	}
-	if level > slog.LevelDebug && !o.sampler.allow() {
-		o.metrics.suppressed.Inc()
-		return
-	}
-	o.log.LogAttrs(ctx, level, "request decided",
+	o.log.LogAttrs(context.Background(), level, "request decided",
 		slog.String("outcome", string(d.Outcome)),
 		slog.String("reason", d.Reason),
 		slog.Int("status", d.Status),
@@ -74,24 +59,40 @@ func (o *observer) Metered(m enforce.Metering) {
 	if m.Failure != nil {
 		o.metrics.ledgerFailures.Inc()
 	}
-	ctx := context.Background() // it carries nothing that the log wants
-	if !o.log.Enabled(ctx, slog.LevelDebug) {
+	level := o.access.levelOfEnding(m.Ending)
+	if !o.wanted(level) {
 		return
 	}
-	o.log.LogAttrs(ctx, slog.LevelDebug, "request ended",
+	o.log.LogAttrs(context.Background(), level, "request ended",
 		slog.String("ending", string(m.Ending)),
+		slog.Int("status", m.Status),
 		slog.String("requestId", m.RequestID),
 		slog.String("keyPrefix", m.KeyPrefix),
 		slog.String("namespace", m.Namespace),
 		slog.String("key", m.Key),
 		slog.String("application", m.Application),
+		slog.String("capability", m.Capability),
 		slog.String("model", m.Model),
+		slog.String("provider", m.Provider),
+		slog.String("dialect", m.Dialect),
 		slog.Int64("inputTokens", m.Usage.InputTokens),
 		slog.Int64("outputTokens", m.Usage.OutputTokens),
 		slog.Bool("estimated", m.Usage.Estimated),
 		slog.String("cost", m.Cost.String()),
 		slog.String("reserved", m.Reserved.String()),
 	)
+}
+
+// wanted reports whether a line is to be written, and counts it if it is one too many. What is shown for debugging is not bounded.
+func (o *observer) wanted(level slog.Level) bool {
+	if level == levelNever || !o.log.Enabled(context.Background(), level) {
+		return false
+	}
+	if level > slog.LevelDebug && !o.sampler.allow() {
+		o.metrics.suppressed.Inc()
+		return false
+	}
+	return true
 }
 
 // LedgerFailed implements enforce.Observer. The ledger itself logs why.

@@ -49,15 +49,7 @@ func newPages(registry *prometheus.Registry, state func() policyState, listening
 		writeJSON(w, http.StatusOK, map[string]bool{"alive": true})
 	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		s := state()
-		page := readiness{
-			Source: s.Source, Connected: s.Connected, Listening: listening(),
-			Keys: s.Keys, Applications: s.Applications, Models: s.Models,
-		}
-		page.Ready = page.Listening && s.Source != sourceNone
-		if !s.LastChange.IsZero() {
-			page.LastChangeAgeSeconds = new(now().Sub(s.LastChange).Seconds())
-		}
+		page := readinessOf(state(), listening(), now())
 		code := http.StatusOK
 		if !page.Ready {
 			code = http.StatusServiceUnavailable
@@ -65,6 +57,19 @@ func newPages(registry *prometheus.Registry, state func() policyState, listening
 		writeJSON(w, code, page)
 	})
 	return mux
+}
+
+// readinessOf says whether the enforcer can do its work, and by which policy.
+func readinessOf(s policyState, listening bool, now time.Time) readiness {
+	page := readiness{
+		Source: s.Source, Connected: s.Connected, Listening: listening,
+		Keys: s.Keys, Applications: s.Applications, Models: s.Models,
+	}
+	page.Ready = listening && s.Source != sourceNone
+	if !s.LastChange.IsZero() {
+		page.LastChangeAgeSeconds = new(now.Sub(s.LastChange).Seconds())
+	}
+	return page
 }
 
 func writeJSON(w http.ResponseWriter, code int, body any) {

@@ -19,6 +19,7 @@ import (
 	"github.com/latchkey-dev/latchkey/internal/extproc"
 	"github.com/latchkey-dev/latchkey/internal/ledger"
 	"github.com/latchkey-dev/latchkey/internal/ledger/journal"
+	"github.com/latchkey-dev/latchkey/internal/telemetry"
 	"github.com/latchkey-dev/latchkey/internal/usage"
 	"github.com/latchkey-dev/latchkey/internal/xdsclient"
 )
@@ -38,6 +39,8 @@ type dependencies struct {
 	now func() time.Time
 	// pagesAt is told the address of the pages once they can be read. nil: nobody asks.
 	pagesAt func(net.Addr)
+	// debugAt is told the address of the debug pages, where there are any. nil: nobody asks.
+	debugAt func(net.Addr)
 }
 
 // run enforces until ctx is done, or something fails that the enforcer cannot go on without. It ends in the reverse order of its
@@ -79,6 +82,9 @@ func run(ctx context.Context, cfg config, deps dependencies) (err error) {
 	}
 	defer func() { err = errors.Join(err, counts.Close()) }()
 
+	told := telemetry.Start(ctx, telemetryOptions(cfg, deps))
+	defer told.Shutdown(ctx)
+
 	table := enforce.NewTable()
 	client := xdsclient.New(xdsclient.Config{
 		Address:    cfg.xdsAddress,
@@ -97,7 +103,7 @@ func run(ctx context.Context, cfg config, deps dependencies) (err error) {
 		Help: "Rows of usage that the control plane has taken over.",
 	}, func() float64 { return float64(reporter.Reported()) }))
 	policyInForce := func() policyState { return stateOf(client.Status(), table) }
-	m.registry.MustRegister(newPolicyCollector(policyInForce))
+	m.registry.MustRegister(newPolicyCollector(policyInForce), newCertificateCollector(certs.Dir(cfg.certDir)))
 
 	pagesListener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.metricsAddress)
 	if err != nil {
@@ -139,6 +145,22 @@ func run(ctx context.Context, cfg config, deps dependencies) (err error) {
 		deps.pagesAt(pagesListener.Addr())
 	}
 
+	if cfg.debugAddress != "" {
+		debugListener, err := listenForDebug(ctx, cfg.debugAddress, log)
+		if err != nil {
+			return err
+		}
+		handler := newDebugPages(func() readiness { return readinessOf(policyInForce(), listening.Load(), deps.now()) })
+		tasks.Go(func() {
+			if err := serveDebug(background, debugListener, handler, log); err != nil {
+				stopServing(err)
+			}
+		})
+		if deps.debugAt != nil {
+			deps.debugAt(debugListener.Addr())
+		}
+	}
+
 	log.Info("enforcer started, waiting for the policy",
 		slog.String("version", buildVersion()), slog.String("nodeId", cfg.nodeID), slog.String("controlPlane", cfg.xdsAddress))
 	source, err := client.WaitUsable(serving)
@@ -152,7 +174,8 @@ func run(ctx context.Context, cfg config, deps dependencies) (err error) {
 		}
 	}
 	tasks.Go(func() { reporter.Run(background) })
-	engine, err := enforce.New(enforce.Options{Table: table, Ledger: counts, Observer: newObserver(m, log, deps.now), Now: deps.now})
+	watching := observedBy(newObserver(m, log, cfg.accessLog, deps.now), told)
+	engine, err := enforce.New(enforce.Options{Table: table, Ledger: counts, Observer: watching, Now: deps.now})
 	if err != nil {
 		return fmt.Errorf("make engine: %w", err)
 	}

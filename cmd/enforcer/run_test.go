@@ -2,7 +2,10 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/hex"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -12,9 +15,16 @@ import (
 	"testing"
 	"time"
 
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	filterv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
+	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/latchkey-dev/latchkey/internal/certs"
 	"github.com/latchkey-dev/latchkey/internal/extproc"
+	"github.com/latchkey-dev/latchkey/internal/key"
 	"github.com/latchkey-dev/latchkey/internal/policy"
 	"github.com/latchkey-dev/latchkey/internal/xdsclient"
 )
@@ -60,6 +70,54 @@ func TestEnforcerEndsWhileItWaits(t *testing.T) {
 	w := newWorld(t)
 	if err := w.start(t).stop(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+func TestAnEnforcerThatIsAskedToEndIsNotReady(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.serveControlPlane(t)
+	r := w.start(t)
+	r.awaitReady(t, sourceControlPlane)
+
+	// A request under way holds the end up, so that the pages can be read meanwhile.
+	conn, err := grpc.NewClient("unix://"+w.cfg.socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	stream, err := extprocv3.NewExternalProcessorClient(conn).Process(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	headers := &corev3.HeaderMap{}
+	for _, h := range [][2]string{{":method", "POST"}, {":path", "/v1/chat/completions"}, {"authorization", "Bearer " + w.plaintext.Reveal()}} {
+		headers.Headers = append(headers.Headers, &corev3.HeaderValue{Key: h[0], RawValue: []byte(h[1])})
+	}
+	if err := stream.Send(&extprocv3.ProcessingRequest{
+		Request:        &extprocv3.ProcessingRequest_RequestHeaders{RequestHeaders: &extprocv3.HttpHeaders{Headers: headers}},
+		ProtocolConfig: &extprocv3.ProtocolConfiguration{RequestBodyMode: filterv3.ProcessingMode_BUFFERED, ResponseBodyMode: filterv3.ProcessingMode_STREAMED},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Recv(); err != nil {
+		t.Fatal(err)
+	}
+
+	ended := make(chan error, 1)
+	go func() { ended <- r.stop() }()
+	eventually(t, "unreadiness", func() bool {
+		code, page := r.ready(t)
+		return code == http.StatusServiceUnavailable && !page.Ready && !page.Listening && page.Keys == 1
+	})
+	if code, _ := r.get(t, "/healthz"); code != http.StatusOK {
+		t.Errorf("/healthz: %d", code)
+	}
+	if err := stream.CloseSend(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 }
 
@@ -239,6 +297,7 @@ func TestMetricsAndLog(t *testing.T) {
 		`latchkey_enforcer_policy_entries{kind="model"} 1`,
 		"latchkey_enforcer_control_plane_connected 1",
 		"latchkey_enforcer_policy_last_change_timestamp_seconds 1.",
+		fmt.Sprintf("latchkey_enforcer_certificate_expiry_timestamp_seconds %g", float64(w.now.Add(certs.LeafLifetime).Unix())),
 		"latchkey_enforcer_panics_total 0",
 		"latchkey_enforcer_protocol_violations_total 0",
 		`latchkey_enforcer_build_info{goversion="go1.`,
@@ -276,6 +335,59 @@ func TestMetricsAndLog(t *testing.T) {
 			t.Errorf("the log has no %s:\n%s", want, log)
 		}
 	}
+}
+
+// The key stands in all places of a request that a log could quote.
+func TestNoAccessLogHoldsAPlaintext(t *testing.T) {
+	t.Parallel()
+	for _, access := range []accessLog{accessLogRefused, accessLogAll, accessLogNone} {
+		t.Run(string(access), func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.cfg.accessLog = access
+			w.serveControlPlane(t)
+			r := w.start(t)
+			r.awaitReady(t, sourceControlPlane)
+			plaintext := w.plaintext.Reveal()
+			stranger, err := key.Mint(rand.Reader)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, k := range []string{plaintext, stranger.Reveal()} {
+				w.send(t, `{"model":"gpt","messages":[]}`, [][2]string{{":path", "/v1/chat/completions"}, {"authorization", "Bearer " + k}, {"x-request-id", k}})
+				w.send(t, `{"model":"`+k+`"}`, [][2]string{{":path", "/v1/chat/completions"}, {"x-api-key", k}, {"anthropic-version", k}})
+				w.send(t, `{}`, [][2]string{{":path", "/v1/" + k}, {"authorization", "Bearer " + k}})
+				w.send(t, `{}`, [][2]string{{":path", "/v1/chat/completions?key=" + k}, {"authorization", k}, {":method", k}})
+			}
+			eventually(t, "the requests to end", func() bool {
+				_, page := r.get(t, "/metrics")
+				return strings.Contains(page, `latchkey_enforcer_requests_ended_total{ending="hung_up",model="gpt"} 1`)
+			})
+			log := r.log.String()
+			for _, k := range []key.Plaintext{w.plaintext, stranger} {
+				for _, part := range []string{k.Reveal(), k.Reveal()[key.PrefixLength:], hex.EncodeToString(hashOf(k))} {
+					if strings.Contains(log, part) {
+						t.Errorf("the log holds %s", part)
+					}
+				}
+			}
+			wantRefusals, wantEnded := access != accessLogNone, access == accessLogAll
+			if got := strings.Contains(log, `"level":"INFO","msg":"request decided","outcome":"refused"`); got != wantRefusals {
+				t.Errorf("refusals are logged: %t", got)
+			}
+			if got := strings.Contains(log, `"level":"INFO","msg":"request ended"`); got != wantEnded {
+				t.Errorf("what passes is logged: %t", got)
+			}
+			if got := strings.Contains(log, w.plaintext.Prefix()); got != wantRefusals {
+				t.Errorf("the prefix is logged: %t", got)
+			}
+		})
+	}
+}
+
+func hashOf(k key.Plaintext) []byte {
+	h := k.Hash()
+	return h[:]
 }
 
 func TestCauseOf(t *testing.T) {

@@ -26,6 +26,7 @@ func envoyBootstrap(args []string, stdout, stderr io.Writer) error {
 	serverName := flags.String("xds-server-name", certs.ServerName, "name in the manager's certificate")
 	certDir := flags.String("cert-dir", "/etc/latchkey/certs", "directory with Envoy's ca.crt, tls.crt and tls.key")
 	adminAddress := flags.String("admin-address", "127.0.0.1", "address of Envoy's admin interface")
+	output := flags.String("output", "", "file to write it to; empty: stdout")
 	adminPort := flags.Uint("admin-port", 9901, "port of Envoy's admin interface")
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
@@ -47,6 +48,12 @@ func envoyBootstrap(args []string, stdout, stderr io.Writer) error {
 	})
 	if err != nil {
 		return fmt.Errorf("make Envoy's bootstrap: %w", err)
+	}
+	if *output != "" {
+		if err := os.WriteFile(*output, yaml, 0o600); err != nil {
+			return fmt.Errorf("write Envoy's bootstrap: %w", err)
+		}
+		return nil
 	}
 	_, err = stdout.Write(yaml)
 	return err

@@ -6,7 +6,11 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
+	"net/netip"
 	"os"
+	"slices"
+	"strings"
 
 	"github.com/latchkey-dev/latchkey/internal/policy"
 )
@@ -15,10 +19,12 @@ import (
 type config struct {
 	kubeconfig      string
 	namespace       string
+	watchNamespaces []string // empty: all
 	identity        string
 	xdsAddress      string
 	metricsAddress  string
 	healthAddress   string
+	debugAddress    string // empty: no debug pages
 	leaderElect     bool
 	gatewayAddress  string
 	gatewayPort     uint
@@ -40,10 +46,19 @@ func parseFlags(args []string, stderr io.Writer) (config, error) {
 	flags.SetOutput(stderr)
 	flags.StringVar(&cfg.kubeconfig, "kubeconfig", "", "kubeconfig file; empty: the Pod's service account, or $KUBECONFIG")
 	flags.StringVar(&cfg.namespace, "namespace", envOr("POD_NAMESPACE", "latchkey-system"), "namespace that Latchkey is installed in; providers' credentials are read there ($POD_NAMESPACE)")
+	flags.Func("watch-namespaces", "`namespaces`, with commas between them, whose keys and applications are managed; Secrets are touched there and in --namespace only. Empty: all", func(list string) error {
+		for name := range strings.SplitSeq(list, ",") {
+			if name = strings.TrimSpace(name); name != "" && !slices.Contains(cfg.watchNamespaces, name) {
+				cfg.watchNamespaces = append(cfg.watchNamespaces, name)
+			}
+		}
+		return nil
+	})
 	flags.StringVar(&cfg.identity, "identity", envOr("POD_NAME", hostname), "name of this replica, unique among them ($POD_NAME, else the host's name)")
 	flags.StringVar(&cfg.xdsAddress, "xds-address", ":18000", "address of the xDS port, for enforcers and Envoys")
 	flags.StringVar(&cfg.metricsAddress, "metrics-address", ":9100", "address of the metrics; 0: none")
 	flags.StringVar(&cfg.healthAddress, "health-address", ":9101", "address of /healthz and /readyz")
+	flags.StringVar(&cfg.debugAddress, "debug-address", "", "`host:port` for /debug/pprof/, best on the loopback, since anybody who gets there can read it; empty: none")
 	flags.BoolVar(&cfg.leaderElect, "leader-elect", true, "elect a leader among replicas; only the leader writes Secrets and status")
 	flags.StringVar(&cfg.gatewayAddress, "gateway-address", "0.0.0.0", "address that Envoy listens on for callers")
 	flags.UintVar(&cfg.gatewayPort, "gateway-port", 8080, "port that Envoy listens on for callers")
@@ -70,7 +85,20 @@ func parseFlags(args []string, stderr io.Writer) (config, error) {
 	case cfg.namespace == "":
 		return config{}, errors.New("--namespace must not be empty")
 	}
+	if _, _, err := net.SplitHostPort(cfg.debugAddress); cfg.debugAddress != "" && err != nil {
+		return config{}, fmt.Errorf("--debug-address must be host:port, or empty: %w", err)
+	}
 	return cfg, nil
+}
+
+// onLoopback reports whether only this machine can get to an address. A name that is not localhost can stand for anything.
+func onLoopback(address string) bool {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return false
+	}
+	ip, err := netip.ParseAddr(host)
+	return host == "localhost" || (err == nil && ip.IsLoopback())
 }
 
 func envOr(name, fallback string) string {

@@ -29,6 +29,8 @@ func TestParseFlags(t *testing.T) {
 		"too many writes of usage":          {[]string{"--self-signed", "--usage-writes-per-second", "1001"}, "1000"},
 		"a write of usage every two":        {[]string{"--self-signed", "--usage-writes-per-second", "0.5"}, ""},
 		"no namespace":                      {[]string{"--self-signed", "--namespace", ""}, "--namespace"},
+		"debug pages":                       {[]string{"--self-signed", "--debug-address", "localhost:6060"}, ""},
+		"debug pages without a port":        {[]string{"--self-signed", "--debug-address", "6060"}, "--debug-address must be host:port"},
 		"an unknown level":                  {[]string{"--self-signed", "--log-level", "LOUD"}, "log-level"},
 		"an unknown flag":                   {[]string{"--self-singed"}, "self-singed"},
 	} {

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"crypto/rand"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -57,6 +56,10 @@ func run(ctx context.Context, cfg config, log *slog.Logger) error {
 	logger := logr.FromSlogHandler(log.Handler())
 	ctrl.SetLogger(logger)
 	klog.SetLogger(logger.WithName("client-go"))
+	if cfg.debugAddress != "" && !onLoopback(cfg.debugAddress) {
+		log.Warn("serving debug pages to other machines, without access control: give --debug-address a loopback address",
+			slog.String("address", cfg.debugAddress))
+	}
 	mgr, err := newManager(cfg, logger)
 	if err != nil {
 		return err
@@ -66,9 +69,12 @@ func run(ctx context.Context, cfg config, log *slog.Logger) error {
 	}
 	realClock := clock.RealClock{}
 
-	tlsConfig, err := serverTLS(ctx, cfg, mgr, realClock, logger)
+	certificates, err := serverCertificates(ctx, cfg, mgr, realClock, logger)
 	if err != nil {
 		return err
+	}
+	if err := metrics.Registry.Register(controllers.NewInventory(mgr.GetClient(), certificates, logger.WithName("inventory"))); err != nil {
+		return fmt.Errorf("register the metrics of the objects: %w", err)
 	}
 	keySet := keyset.NewCache(keyset.SystemClock{})
 	snapshots := cachev3.NewSnapshotCache(true, xds.EnvoyGroup{}, nil)
@@ -84,7 +90,7 @@ func run(ctx context.Context, cfg config, log *slog.Logger) error {
 		return err
 	}
 	server, err := xds.New(xds.Config{
-		TLS: tlsConfig, KeySet: keySet, Envoy: snapshots, Log: logger.WithName("xds"), Metrics: metrics.Registry,
+		TLS: certs.Server(certificates), KeySet: keySet, Envoy: snapshots, Log: logger.WithName("xds"), Metrics: metrics.Registry,
 		Services: []func(grpc.ServiceRegistrar){receiver.Register},
 	})
 	if err != nil {
@@ -135,26 +141,31 @@ func newManager(cfg config, logger logr.Logger) (ctrl.Manager, error) {
 	if err != nil {
 		return nil, fmt.Errorf("select the keys' secrets: %w", err)
 	}
+	// Of other namespaces, only the Secrets that are ours; of the installation's, the providers' credentials too.
+	watched := map[string]cache.Config{}
+	secrets := map[string]cache.Config{cfg.namespace: {}}
+	for _, name := range watchedNamespaces(cfg) {
+		watched[name] = cache.Config{}
+		if name != cfg.namespace {
+			secrets[name] = cache.Config{LabelSelector: labels.NewSelector().Add(*keySecrets)}
+		}
+	}
 	grace := shutdownGrace
 	mgr, err := ctrl.NewManager(restConfig, ctrl.Options{
 		Scheme: scheme,
 		Logger: logger,
 		Cache: cache.Options{
 			ByObject: map[client.Object]cache.ByObject{
-				// Of other namespaces, only the Secrets that are ours; of the installation's, the providers' credentials too.
-				&corev1.Secret{}: {
-					Namespaces: map[string]cache.Config{
-						cfg.namespace:       {},
-						cache.AllNamespaces: {LabelSelector: labels.NewSelector().Add(*keySecrets)},
-					},
-					Transform: withoutPlaintext,
-				},
+				&corev1.Secret{}:        {Namespaces: secrets, Transform: withoutPlaintext},
+				&v1alpha1.APIKey{}:      {Namespaces: watched},
+				&v1alpha1.Application{}: {Namespaces: watched},
 				&coordinationv1.Lease{}: {Namespaces: map[string]cache.Config{cfg.namespace: {}}},
 			},
 			DefaultTransform: cache.TransformStripManagedFields(),
 		},
 		Metrics:                       metricsserver.Options{BindAddress: cfg.metricsAddress},
 		HealthProbeBindAddress:        cfg.healthAddress,
+		PprofBindAddress:              cfg.debugAddress,
 		LeaderElection:                cfg.leaderElect,
 		LeaderElectionID:              "latchkey-manager",
 		LeaderElectionNamespace:       cfg.namespace,
@@ -165,6 +176,14 @@ func newManager(cfg config, logger logr.Logger) (ctrl.Manager, error) {
 		return nil, fmt.Errorf("make manager: %w", err)
 	}
 	return mgr, nil
+}
+
+// watchedNamespaces are those whose keys are managed.
+func watchedNamespaces(cfg config) []string {
+	if len(cfg.watchNamespaces) == 0 {
+		return []string{cache.AllNamespaces}
+	}
+	return cfg.watchNamespaces
 }
 
 func loadConfig(kubeconfig string) (*rest.Config, error) {
@@ -193,14 +212,14 @@ func withoutPlaintext(in any) (any, error) {
 	return in, nil
 }
 
-// serverTLS finds or makes the xDS port's certificates.
-func serverTLS(ctx context.Context, cfg config, mgr ctrl.Manager, c clock.WithTicker, logger logr.Logger) (*tls.Config, error) {
+// serverCertificates finds or makes the xDS port's certificates.
+func serverCertificates(ctx context.Context, cfg config, mgr ctrl.Manager, c clock.WithTicker, logger logr.Logger) (certs.Source, error) {
 	if !cfg.selfSigned {
 		source := certs.Dir(cfg.certDir)
 		if _, err := source(); err != nil {
 			return nil, err
 		}
-		return certs.Server(source), nil
+		return source, nil
 	}
 	// Written and read past the cache, which does not run yet.
 	direct, err := client.New(mgr.GetConfig(), client.Options{Scheme: mgr.GetScheme()})
@@ -214,7 +233,7 @@ func serverTLS(ctx context.Context, cfg config, mgr ctrl.Manager, c clock.WithTi
 	if err := mgr.Add(issuer); err != nil {
 		return nil, fmt.Errorf("add certificates: %w", err)
 	}
-	return certs.Server(issuer.Source(ctx, mgr.GetClient(), controllers.SecretXDS)), nil
+	return issuer.Source(ctx, mgr.GetClient(), controllers.SecretXDS), nil
 }
 
 func setupReconcilers(mgr ctrl.Manager, cfg config, acks controllers.Acks, c clock.Clock) error {

@@ -3,6 +3,7 @@ package enforce
 import (
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/latchkey-dev/latchkey/internal/ledger"
 	"github.com/latchkey-dev/latchkey/internal/llm"
@@ -30,8 +31,16 @@ type Metering struct {
 	Ending   Ending
 	Usage    policy.Usage
 	Cost     money.Amount
+	Currency string       // of Cost and Reserved, by the policy; may be empty
 	Reserved money.Amount // for it at its end
 	Failure  error        // the ledger could not write it down yet; nil: it has
+
+	// For traces.
+	AnswerStatus int           // of the provider, or of the proxy in its place; 0: there was no answer
+	FirstText    time.Duration // from Began to the first piece of a streamed answer's text; 0: there was none
+	// AnswerModel is the model that the provider says has answered; empty when it does not. It is the meter's own memory: to be copied by
+	// whoever keeps it.
+	AnswerModel []byte
 }
 
 // unforwardedAnswer are headers of providers that are not for callers: they tell of the limits of the platform's own account.
@@ -65,6 +74,7 @@ func (x *Exchange) ResponseHead(status int, headers []Header, end bool) (*Answer
 		}
 	}
 	if status == http.StatusUnauthorized || status == http.StatusForbidden {
+		x.status = http.StatusBadGateway // that is what the caller gets
 		x.finish(EndingCredential)
 		return x.refuse(&refusal{status: http.StatusBadGateway, kind: kindServer, retry: retryNever, reason: "provider_credential",
 			message: "provider " + shown(x.model.Provider) + " refused the gateway's own credential; your key is in order. The platform team has to mend the provider's credential"}), nil
@@ -87,6 +97,9 @@ func (x *Exchange) ResponseBody(piece []byte, end bool) (out []byte, changed boo
 		return nil, false
 	}
 	out, changed = x.meter.Write(piece, end)
+	if x.firstAt.IsZero() && x.meter.TextBegan() {
+		x.firstAt = x.engine.now()
+	}
 	if end {
 		x.finish(EndingAnswered)
 		return out, changed
@@ -136,9 +149,13 @@ func (x *Exchange) End(watched bool) {
 // finish settles or releases, once.
 func (x *Exchange) finish(ending Ending) {
 	x.ended = true
-	m := Metering{Decision: x.decision(), Ending: ending, Reserved: x.reservation.Reserved.Cost}
+	m := Metering{Ending: ending, Currency: x.currency, Reserved: x.reservation.Reserved.Cost, AnswerStatus: x.status}
+	if !x.firstAt.IsZero() {
+		m.FirstText = x.firstAt.Sub(x.began)
+	}
 	if x.meter != nil {
 		result := x.meter.Result()
+		m.AnswerModel = x.meter.Model()
 		m.Usage = result.Usage
 		switch {
 		case x.failed() && ending != EndingNotWatched:
@@ -171,6 +188,7 @@ func (x *Exchange) finish(ending Ending) {
 		m.Failure = x.settle(used, m.Usage.Estimated, m.Ending == EndingAnswered)
 	}
 	m.Cost = used.Cost
+	m.Decision = x.decision(x.engine.now())
 	x.engine.observer.Metered(m)
 }
 

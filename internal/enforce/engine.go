@@ -64,7 +64,7 @@ const (
 type Decision struct {
 	Outcome     Outcome
 	Reason      string // of a refusal or an answer; empty when forwarded
-	Status      int    // of an answer; 0 when forwarded
+	Status      int    // that the caller gets; 0 where no answer has begun
 	KeyPrefix   string // empty when the key is unknown
 	Namespace   string
 	Key         string // name of the APIKey
@@ -75,6 +75,14 @@ type Decision struct {
 	Dialect     string
 	RequestID   string
 	Elapsed     time.Duration // spent deciding
+
+	// For traces.
+	Endpoint    string        // canonical path, one of package llm's; empty when it is unknown
+	Stream      bool          // the caller asked for a stream; known of requests that were let through
+	Began       time.Time     // when the request's head was there
+	Took        time.Duration // since then, waiting for the body included; of a Metering: to the end of the answer
+	TraceParent string        // the caller's header of that name, as it was sent; empty when it is absent, or too long to be one
+	TraceState  string        // likewise; only beside a TraceParent
 }
 
 // Observer is told what happens, from the goroutine in which it does.
@@ -128,6 +136,7 @@ type Exchange struct {
 	route     llm.Route
 	routed    bool
 	model     *policy.Model
+	began     time.Time
 	elapsed   time.Duration
 
 	// Of a request that was let through.
@@ -138,13 +147,14 @@ type Exchange struct {
 	status      int        // of the answer
 	meter       *llm.Meter // nil: no answer has begun
 	grownAt     int64
+	firstAt     time.Time // when the first piece of a streamed answer's text passed; the zero time: none has
 	ended       bool
 }
 
 // Begin looks at a request's head. It answers what needs no body: a refusal, or a list of models. Otherwise the exchange waits for Body.
 func (e *Engine) Begin(h Head) (*Exchange, *Answer) {
 	started := e.now()
-	x := &Exchange{engine: e, head: h}
+	x := &Exchange{engine: e, head: h, began: started}
 	x.path, x.query = h.Path, ""
 	if i := strings.IndexByte(h.Path, '?'); i >= 0 {
 		x.path, x.query = h.Path[:i], h.Path[i:]
@@ -154,9 +164,10 @@ func (e *Engine) Begin(h Head) (*Exchange, *Answer) {
 		x.dialect = llm.Anthropic
 	}
 	answer := x.begin(started)
-	x.elapsed = e.now().Sub(started)
+	now := e.now()
+	x.elapsed = now.Sub(started)
 	if answer != nil {
-		x.observe(answer)
+		x.observe(answer, now)
 		return nil, answer
 	}
 	return x, nil
@@ -197,8 +208,9 @@ func (x *Exchange) begin(now time.Time) *Answer {
 func (x *Exchange) Body(ctx context.Context, body []byte) (*Forward, *Answer) {
 	started := x.engine.now()
 	forward, answer := x.decide(ctx, body, started)
-	x.elapsed += x.engine.now().Sub(started)
-	x.observe(answer)
+	now := x.engine.now()
+	x.elapsed += now.Sub(started)
+	x.observe(answer, now)
 	return forward, answer
 }
 
@@ -383,6 +395,21 @@ func requestID(sent string) string {
 	return sent
 }
 
+// maxTraceHeader is the longest header that is taken for one of a trace, in bytes.
+const maxTraceHeader = 512
+
+// trace is the caller's place in a trace, by the headers of W3C's Trace Context. A state that could hold a key is left out.
+func (x *Exchange) trace() (parent, state string) {
+	if parent = x.header("traceparent"); parent == "" || len(parent) > maxTraceHeader {
+		return "", ""
+	}
+	state = x.header("tracestate")
+	if len(state) > maxTraceHeader || strings.Contains(state, keyScheme) || x.key != nil && strings.Contains(state, x.secret()) {
+		state = ""
+	}
+	return parent, state
+}
+
 // secret is what the key has behind the prefix that may be shown. Where it stands, the key stands, however its beginning is written. It is
 // there once the key is authenticated.
 func (x *Exchange) secret() string { return x.plaintext.Reveal()[key.PrefixLength:] }
@@ -394,11 +421,13 @@ func (x *Exchange) prefix() string {
 	return x.plaintext.Prefix()
 }
 
-// decision is what is known of the request, as one that was let through.
-func (x *Exchange) decision() Decision {
+// decision is what is known of the request at a time, as one that was let through.
+func (x *Exchange) decision(now time.Time) Decision {
 	d := Decision{
-		Outcome: OutcomeForwarded, KeyPrefix: x.prefix(), Dialect: x.dialect.String(), RequestID: x.requestID, Elapsed: x.elapsed,
+		Outcome: OutcomeForwarded, Status: x.status, KeyPrefix: x.prefix(), Dialect: x.dialect.String(), RequestID: x.requestID, Elapsed: x.elapsed,
+		Endpoint: x.route.Path, Stream: x.request != nil && x.request.Stream, Began: x.began, Took: now.Sub(x.began),
 	}
+	d.TraceParent, d.TraceState = x.trace()
 	if x.key != nil {
 		d.Namespace, d.Key, d.Application = x.key.Namespace, x.key.Name, x.key.Application
 	}
@@ -411,8 +440,8 @@ func (x *Exchange) decision() Decision {
 	return d
 }
 
-func (x *Exchange) observe(answer *Answer) {
-	d := x.decision()
+func (x *Exchange) observe(answer *Answer, now time.Time) {
+	d := x.decision(now)
 	if answer != nil {
 		d.Outcome, d.Reason, d.Status = OutcomeRefused, answer.Reason, answer.Status
 		if answer.Status < http.StatusBadRequest {

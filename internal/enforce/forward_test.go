@@ -274,6 +274,9 @@ func TestResponseHead(t *testing.T) {
 				t.Errorf("removed (-want +got):\n%s", diff)
 			}
 			x.End(true)
+			if m := w.observed.lastMetered(t); m.Status != status {
+				t.Errorf("%d is observed as %d", status, m.Status)
+			}
 		}
 		for _, status := range []int{401, 403} {
 			x := begin()
@@ -287,7 +290,7 @@ func TestResponseHead(t *testing.T) {
 				!strings.Contains(body, tc.typeName) || !strings.Contains(body, tc.provider) || strings.Contains(body, "sk-secret") {
 				t.Errorf("%d became %d %v %s", status, answer.Status, answer.Headers, body)
 			}
-			if m := w.observed.lastMetered(t); m.Ending != EndingCredential || m.Cost != 0 || m.Provider != tc.provider {
+			if m := w.observed.lastMetered(t); m.Ending != EndingCredential || m.Status != 502 || m.Cost != 0 || m.Provider != tc.provider {
 				t.Errorf("observed %+v", m)
 			}
 		}
@@ -314,18 +317,18 @@ func TestObserved(t *testing.T) {
 	}{
 		"forwarded": {call{key: keyGood, body: chat("gpt")}, Decision{
 			Outcome: OutcomeForwarded, KeyPrefix: prefix, Namespace: "team", Key: "good", Application: "shop",
-			Capability: "TextGeneration", Model: "gpt", Provider: "openai-eu", Dialect: "openai", RequestID: "req-1",
+			Capability: "TextGeneration", Model: "gpt", Provider: "openai-eu", Dialect: "openai", RequestID: "req-1", Endpoint: "/v1/chat/completions", Began: noon(),
 		}},
 		"a list": {call{key: keyGood, method: "GET", path: "/v1/models", headers: []string{"anthropic-version", "x"}}, Decision{
 			Outcome: OutcomeAnswered, Reason: "models_listed", Status: 200, KeyPrefix: prefix, Namespace: "team", Key: "good", Application: "shop",
-			Dialect: "anthropic", RequestID: "req-1",
+			Dialect: "anthropic", RequestID: "req-1", Endpoint: "/v1/models", Began: noon(),
 		}},
 		"a model that there is not": {call{key: keyGood, path: "/v1/embeddings", body: chat("x")}, Decision{
 			Outcome: OutcomeRefused, Reason: "model_not_found", Status: 404, KeyPrefix: prefix, Namespace: "team", Key: "good", Application: "shop",
-			Capability: "Embeddings", Dialect: "openai", RequestID: "req-1",
+			Capability: "Embeddings", Dialect: "openai", RequestID: "req-1", Endpoint: "/v1/embeddings", Began: noon(),
 		}},
 		"a key that there is not": {call{key: keyUnknown, body: chat("gpt")}, Decision{
-			Outcome: OutcomeRefused, Reason: "key_unknown", Status: 401, Dialect: "openai", RequestID: "req-1",
+			Outcome: OutcomeRefused, Reason: "key_unknown", Status: 401, Dialect: "openai", RequestID: "req-1", Began: noon(),
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -147,8 +147,8 @@ func TestAnswersAreMeteredAndSettled(t *testing.T) {
 			}
 			m := f.awaitEnding(t)
 			few := m.Usage.Estimated && m.Cost > 0 && m.Cost < 200*1_000
-			if m.Ending != tc.ending || (tc.cost >= 0 && (m.Cost != tc.cost || m.Usage.Estimated)) || (tc.cost < 0 && !few) {
-				t.Errorf("ended %s with %+v, cost %d", m.Ending, m.Usage, m.Cost)
+			if m.Ending != tc.ending || m.Status != tc.status || (tc.cost >= 0 && (m.Cost != tc.cost || m.Usage.Estimated)) || (tc.cost < 0 && !few) {
+				t.Errorf("ended %s as %d with %+v, cost %d", m.Ending, m.Status, m.Usage, m.Cost)
 			}
 			for _, id := range []string{"key-1", "app-1"} {
 				b := f.ledger.Balance(id, time.UTC)

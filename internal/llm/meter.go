@@ -53,6 +53,8 @@ type Meter struct {
 	searches int64
 	size     string
 	quality  string
+	modelIs  [maxShort]byte // the model that the answer names
+	modelLen int
 	seconds  []byte // of audio
 }
 
@@ -264,6 +266,12 @@ func (m *Meter) ended(s *skimmer, short []byte, cut bool, count textCount) {
 			m.doc.searches++
 		}
 		return
+	case "model":
+		// Of the whole, of Responses' events, and of Anthropic's message_start.
+		if !cut && m.modelLen == 0 && (s.depth == 1 || s.depth == 2 && (s.key(0) == "response" || s.key(0) == "message")) && namesModel(short) {
+			m.modelLen = copy(m.modelIs[:], short)
+		}
+		return
 	case "size", "quality":
 		if s.depth == 1 && !cut && string(short) != "auto" {
 			if last == "size" {
@@ -285,6 +293,22 @@ func (m *Meter) ended(s *skimmer, short []byte, cut bool, count textCount) {
 		m.doc.text = true
 	}
 }
+
+// namesModel reports whether a string can be a model's name: printable ASCII on one line.
+func namesModel(b []byte) bool {
+	for _, c := range b {
+		if c <= ' ' || c > '~' {
+			return false
+		}
+	}
+	return len(b) > 0
+}
+
+// Model is the model that the answer says it is of; empty when it has said none. It is the meter's own memory.
+func (m *Meter) Model() []byte { return m.modelIs[:m.modelLen] }
+
+// TextBegan reports whether the first piece of text of a stream has passed: words, reasoning, or what a tool is called with.
+func (m *Meter) TextBegan() bool { return m.events != nil && m.pieces > 0 }
 
 // repeats reports whether the event at hand tells again what others have told in pieces.
 func (m *Meter) repeats() bool {

@@ -6,6 +6,7 @@ import (
 	"compress/zlib"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 
@@ -387,6 +388,50 @@ func TestCompressedAnswers(t *testing.T) {
 	got, out := metered(t, route, req, AnswerHead{Status: 200, ContentType: sseType, ContentEncoding: "unheard-of"}, answer, 9, false)
 	if !got.Estimated || out != answer {
 		t.Errorf("an unknown encoding: %+v, %q", got, out)
+	}
+}
+
+func TestAnswersNameTheirModel(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		path, answerType, answer string
+		want                     string
+		text                     bool // of a stream
+	}{
+		"an answer in one piece":             {path: ChatCompletions, answer: `{"id":"x","model":"gpt-1","choices":[{"message":{"content":"hi","model":"no"}}]}`, want: "gpt-1"},
+		"a stream, by its first chunk":       {path: ChatCompletions, answerType: sseType, answer: sse(`{"model":"gpt-1","choices":[{"delta":{"content":"a"}}]}`, `{"model":"gpt-2"}`), want: "gpt-1", text: true},
+		"a stream without text":              {path: ChatCompletions, answerType: sseType, answer: sse(chunkA, `{"model":"gpt-2"}`), want: "gpt-2"},
+		"events of responses":                {path: Responses, answerType: sseType, answer: sse(`{"type":"response.created","response":{"model":"gpt-1"}}`, `{"type":"response.output_text.delta","delta":"a"}`), want: "gpt-1", text: true},
+		"events of messages":                 {path: Messages, answerType: sseType, answer: sse(`{"type":"message_start","message":{"model":"claude-1"}}`, `{"type":"ping"}`), want: "claude-1"},
+		"text of messages":                   {path: Messages, answerType: sseType, answer: sse(`{"type":"message_start","message":{"model":"claude-1"}}`, `{"type":"content_block_delta","delta":{"type":"text_delta","text":"a"}}`), want: "claude-1", text: true},
+		"reasoning of messages":              {path: Messages, answerType: sseType, answer: sse(`{"type":"content_block_delta","delta":{"type":"thinking_delta","thinking":"a"}}`), text: true},
+		"a tool called model":                {path: ChatCompletions, answer: `{"choices":[{"message":{"tool_calls":[{"function":{"model":"x"}}]}}]}`},
+		"a model that is no name":            {path: ChatCompletions, answer: `{"model":"two words"}`},
+		"a model with an escaped slash":      {path: ChatCompletions, answer: `{"model":"org\/gpt"}`, want: "org/gpt"},
+		"a model that is a number":           {path: ChatCompletions, answer: `{"model":5}`},
+		"an empty model":                     {path: ChatCompletions, answer: `{"model":""}`},
+		"a model of as many bytes as can be": {path: ChatCompletions, answer: `{"model":"` + strings.Repeat("m", maxShort) + `"}`, want: strings.Repeat("m", maxShort)},
+		"a model that is too long":           {path: ChatCompletions, answer: `{"model":"` + strings.Repeat("m", maxShort+1) + `"}`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			route, req := parsed(t, tc.path, mediaJSON, `{"model":"m","messages":[],"max_tokens":1}`)
+			for size := 1; size <= len(tc.answer); size += 7 {
+				head := AnswerHead{Status: 200, ContentType: mediaJSON}
+				if tc.answerType != "" {
+					head.ContentType = tc.answerType
+				}
+				m := NewMeter(route, req, head)
+				for piece := range slices.Chunk([]byte(tc.answer), size) {
+					m.Write(piece, false)
+				}
+				m.Write(nil, true)
+				m.Result()
+				if got := string(m.Model()); got != tc.want || m.TextBegan() != tc.text {
+					t.Errorf("in pieces of %d: model %q, text %v", size, got, m.TextBegan())
+				}
+			}
+		})
 	}
 }
 

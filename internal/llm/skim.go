@@ -359,6 +359,8 @@ func known(key []byte, cut bool) string {
 		return "item"
 	case "message":
 		return "message"
+	case "model":
+		return "model"
 	case "name":
 		return "name"
 	case "output":

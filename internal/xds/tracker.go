@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -93,6 +94,10 @@ func newTracker(log logr.Logger, reg prometheus.Registerer) (*Tracker, error) {
 	}
 	for _, r := range []role{roleEnforcer, roleEnvoy} {
 		m.clients.WithLabelValues(r.String()).Set(0)
+	}
+	// From the start, so that an alert sees the first refusal as a rise from 0.
+	for _, typeURL := range []string{keyset.TypeURL, resource.ClusterType, resource.ListenerType, resource.RouteType, resource.SecretType} {
+		m.rejections.WithLabelValues(typeURL)
 	}
 	for _, c := range []prometheus.Collector{m.rejections, m.acks, m.responses, m.clients} {
 		if err := reg.Register(c); err != nil {

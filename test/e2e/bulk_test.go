@@ -14,7 +14,7 @@ import (
 	"github.com/latchkey-dev/latchkey/api/v1alpha1"
 )
 
-// TestAThousandKeysAtOnce applies 1,000 keys by one kubectl apply; all become Enforced and no log holds an error.
+// TestAThousandKeysAtOnce applies 1,000 keys by one kustomization; all become Enforced and no log holds an error.
 func TestAThousandKeysAtOnce(t *testing.T) {
 	const count = 1000
 	tn := newTenant(t)
@@ -32,11 +32,16 @@ spec:
   models: {access: All}
 `, i, tn.namespace, i)
 	}
-	file := filepath.Join(t.TempDir(), "keys.yaml")
-	if err := os.WriteFile(file, []byte(manifest.String()), 0o600); err != nil {
-		t.Fatal(err)
+	dir := t.TempDir()
+	for name, content := range map[string]string{
+		"keys.yaml":          manifest.String(),
+		"kustomization.yaml": "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [keys.yaml]\n",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
-	if _, err := theStack.Kubectl(t.Context(), "apply", "--server-side", "-f", file); err != nil {
+	if _, err := theStack.Kubectl(t.Context(), "apply", "--server-side", "-k", dir); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "all keys are enforced", func() error {

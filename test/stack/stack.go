@@ -47,6 +47,7 @@ type Options struct {
 	ProviderPort  int       // 0: a free one
 	Managers      int       // 0: one
 	FollowManager int       // which of them the enforcer and Envoy connect to
+	NoEnvoy       bool      // leave Envoy out, for tests that bring one of their own
 	Say           io.Writer // progress for people; nil: none
 }
 
@@ -340,6 +341,9 @@ func (s *Stack) AwaitEnforcer(ctx context.Context) error {
 }
 
 func (s *Stack) startEnvoy(ctx context.Context) error {
+	if s.NoEnvoy {
+		return nil
+	}
 	binary := os.Getenv("ENVOY")
 	if binary == "" {
 		return errors.New("ENVOY is not set: run this through `make run` or `make test`, which find or install Envoy")
@@ -373,6 +377,9 @@ func (s *Stack) AwaitEnvoy(ctx context.Context) error {
 	// A request without a key: the listener is there, and so is the enforcer behind it.
 	return s.awaitStatus(ctx, s.Envoy, s.GatewayURL()+"/v1/models", http.StatusUnauthorized)
 }
+
+// EnforcerSocket is where the enforcer listens for Envoy.
+func (s *Stack) EnforcerSocket() string { return s.socket() }
 
 func (s *Stack) socket() string {
 	// A unix socket's path holds 107 bytes at the most, and a test's directory can be longer than that.
