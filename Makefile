@@ -22,7 +22,7 @@ MODULE := github.com/latchkey-dev/latchkey
 COMMANDS := ./cmd/manager ./cmd/enforcer ./cmd/kubectl-latchkey ./test/provider/cmd/provider-sim
 APPLY_DIR := api/v1alpha1/applyconfiguration
 # All that `make generate` writes.
-GENERATED := api/keyset/v1/keyset.pb.go api/usage/v1/usage.pb.go api/v1alpha1/zz_generated.deepcopy.go $(APPLY_DIR) config/crd/bases config/rbac/role.yaml docs/cli
+GENERATED := api/keyset/v1/keyset.pb.go api/usage/v1/usage.pb.go api/v1alpha1/zz_generated.deepcopy.go $(APPLY_DIR) config/crd/bases config/rbac/role.yaml docs/cli charts/latchkey/files charts/latchkey/dashboards charts/latchkey/README.md docs/api
 
 ##@ Running
 
@@ -45,6 +45,10 @@ build: ## Build manager, enforcer, kubectl-latchkey and the simulated provider i
 	@echo "building $(notdir $(COMMANDS)) (the first time takes a minute or two)"
 	@$(GO) build -o $(BIN)/ $(COMMANDS)
 
+.PHONY: images
+images: ## Build the images of manager and enforcer into bin/images, without Docker (TAG, PLATFORM=linux/amd64)
+	@TAG="$(TAG)" PLATFORM="$(PLATFORM)" hack/images.sh $(BIN)/images
+
 .PHONY: clean
 clean: ## Remove bin/ and .run/: the next run or test builds the control plane again, some 5 minutes
 	rm -rf bin .run
@@ -56,8 +60,13 @@ test: build ## Run every test, also those with a real API server, Envoy and SDKs
 	@assets=$$(hack/controlplane.sh); \
 	envoy=$$(hack/envoy.sh); \
 	python=$$(hack/python.sh); \
+	helm=$$(hack/helm.sh); \
+	gitops=$$(hack/gitops.sh); \
+	gateways=$$(hack/gateways.sh); \
+	prometheus=$$(hack/prometheus.sh); \
 	echo "testing $(PACKAGES) with the control plane in $$assets, Envoy $$envoy and Python $$python"; \
-	KUBEBUILDER_ASSETS="$$assets" ENVOY="$$envoy" LATCHKEY_PYTHON="$$python" \
+	KUBEBUILDER_ASSETS="$$assets" ENVOY="$$envoy" LATCHKEY_PYTHON="$$python" LATCHKEY_HELM="$$helm" \
+		LATCHKEY_GITOPS_CRDS="$$gitops" LATCHKEY_GATEWAY_CRDS="$$gateways" LATCHKEY_PROMETHEUS="$$prometheus" \
 		$(GO) test -timeout $(TEST_TIMEOUT) $(TESTFLAGS) $(PACKAGES)
 
 .PHONY: test-unit
@@ -91,10 +100,13 @@ generate: $(TOOLS)/.generators ## Write generated code and manifests: protobuf, 
 	@$(TOOLS)/applyconfiguration-gen --go-header-file /dev/null \
 		--output-dir $(APPLY_DIR) --output-pkg $(MODULE)/$(APPLY_DIR) $(MODULE)/api/v1alpha1
 	@$(TOOLS)/controller-gen rbac:roleName=latchkey-manager paths=./controllers output:rbac:dir=config/rbac
+	@hack/chart-files.sh
+	@$(GO) run ./hack/dashboard charts/latchkey/dashboards/latchkey.json
 	@$(MAKE) --no-print-directory docs
 
 .PHONY: docs
-docs: ## Write docs/cli, a page for each command of the plugin
+docs: ## Write docs/cli, a page for each command of the plugin, and the generated part of docs/api
+	@$(GO) run ./hack/apidocs config/crd/bases api/v1alpha1/conditions.go docs/api
 	@$(GO) run ./cmd/kubectl-latchkey gen-docs docs/cli
 
 .PHONY: fmt

@@ -78,3 +78,19 @@ pip_target() {
 	rm -rf "$folder" "$staging.log"
 	mv "$staging" "$folder"
 }
+
+# module_files FOLDER MODULE VERSION PATH...: copies files of a Go module into FOLDER, unless it has those of this version.
+module_files() {
+	local folder=$1 module=$2 version=$3 stamp dir path
+	shift 3
+	stamp=$folder/.$(printf '%s' "$module" | tr / _)
+	if [ "$(cat "$stamp" 2>/dev/null)" = "$version" ]; then return; fi
+	need go "see https://go.dev/doc/install"
+	say "fetching files of $module $version"
+	# From the root, where there is no workspace; the module itself is not among the project's.
+	dir=$(cd / && GOWORK=off GOFLAGS=-mod=mod go mod download -json "$module@$version" | sed -n 's/^.*"Dir": "\(.*\)",*$/\1/p')
+	[ -n "$dir" ] || fail "$module $version could not be fetched"
+	mkdir -p "$folder"
+	for path in "$@"; do install -m 0644 "$dir/$path" "$folder/"; done
+	printf '%s\n' "$version" >"$stamp"
+}

@@ -1,0 +1,12 @@
+// Makes the images. A module of its own, so that what it needs stays out of the product's go.mod.
+module github.com/latchkey-dev/latchkey/hack/images
+
+go 1.26.0
+
+require github.com/google/go-containerregistry v0.22.1
+
+require (
+	github.com/klauspost/compress v1.19.2 // indirect
+	github.com/opencontainers/go-digest v1.0.0 // indirect
+	github.com/opencontainers/image-spec v1.1.1 // indirect
+)
