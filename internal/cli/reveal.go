@@ -3,6 +3,8 @@ package cli
 import (
 	"context"
 	"fmt"
+	"io"
+	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -60,6 +62,9 @@ again: rotate it for a new one. A key with secret.retention: Retain is shown and
 
 // reveal takes the key and writes it as render says.
 func (p *plugin) reveal(ctx context.Context, c *cluster, name types.NamespacedName, timeout time.Duration, render func(plaintext string) string) error {
+	if leadsNowhere(p.Out) {
+		return fmt.Errorf("the key was not taken, since it would be shown to nobody: stdout is closed or /dev/null; where it can be read: kubectl latchkey reveal %s -n %s", name.Name, name.Namespace)
+	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	plaintext, err := Claim(ctx, c, name)
@@ -70,4 +75,18 @@ func (p *plugin) reveal(ctx context.Context, c *cluster, name types.NamespacedNa
 		return fmt.Errorf("the key was taken, but could not be printed and is lost; for a new one: kubectl latchkey rotate %s -n %s: %w", name.Name, name.Namespace, err)
 	}
 	return nil
+}
+
+// leadsNowhere reports whether what is written is thrown away. The Go runtime opens /dev/null in the place of a stdout that is closed.
+func leadsNowhere(out io.Writer) bool {
+	file, is := out.(*os.File)
+	if !is {
+		return false
+	}
+	here, err := file.Stat()
+	if err != nil {
+		return true
+	}
+	nowhere, err := os.Stat(os.DevNull)
+	return err == nil && os.SameFile(here, nowhere)
 }

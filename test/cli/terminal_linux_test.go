@@ -219,6 +219,8 @@ func TestProgramInAPipe(t *testing.T) {
 		"names of rotated keys go on":       {"$OTHER rotate --overlap 0s -o name turned turned-too <&- | xargs $OTHER rotate --overlap 0s -o name | xargs echo", "apikey.latchkey.dev/turned apikey.latchkey.dev/turned-too", 0},
 		"rotate asks for nothing":           {"test lk_ = $($OTHER rotate --overlap 0s turned <&- 2>/dev/null | cut -c 1-3) && echo a key", "a key", 0},
 		"a lost key is said to be lost":     {"$OTHER rotate --overlap 0s turned >/dev/full", "is lost; for a new one: kubectl latchkey rotate turned -n " + other, 1},
+		"a key is not shown to nobody":      {"$OTHER rotate --overlap 0s turned >&-", "shown to nobody", 1},
+		"nor thrown away":                   {"$OTHER rotate --overlap 0s turned 2>&1 >/dev/null", "kubectl latchkey reveal turned -n " + other, 1},
 		"a closed stdin is no terminal":     {"$LK delete key piped <&-", "no terminal", 1},
 		"an empty stdin is no prompt":       {"$LK try --gateway http://127.0.0.1:1 --key x </dev/null", "the prompt is missing", 1},
 		"a pipe that is closed ends it":     {"$LK get keys -A --no-headers | head -c 1 >/dev/null; echo ended", "ended", 0},
