@@ -102,6 +102,9 @@ const (
 	// AnnotationRotationGeneration on a key's Secret is the spec.rotation.generation that the key in it came of. With it a Secret that is
 	// restored from a backup is not rotated anew.
 	AnnotationRotationGeneration = "latchkey.dev/rotation-generation"
+	// AnnotationConfirmDeletion on an APIKey or Application repeats its spec.displayName. The guard of deletions, where it is installed, lets go
+	// of those alone that have it.
+	AnnotationConfirmDeletion = "latchkey.dev/confirm-deletion"
 	// AnnotationRotationTime on a key's Secret says, in RFC 3339, when the key in it took the earlier one's place.
 	AnnotationRotationTime = "latchkey.dev/rotation-time"
 	// LabelAPIKey on a Secret names the APIKey that it belongs to; only Secrets that carry it are read outside the installation's namespace.

@@ -123,22 +123,19 @@ func (o *deleteKey) delete(ctx context.Context, c client.Client, k *v1alpha1.API
 	return nil
 }
 
-// annotationConfirmDeletion is what the opt-in guard of config/guard asks for: the display name of the key that is to be deleted.
-const annotationConfirmDeletion = "latchkey.dev/confirm-deletion"
-
 // isGuards reports whether an error is the guard's refusal.
 func isGuards(err error) bool {
-	return apierrors.IsForbidden(err) && strings.Contains(err.Error(), annotationConfirmDeletion)
+	return apierrors.IsForbidden(err) && strings.Contains(err.Error(), v1alpha1.AnnotationConfirmDeletion)
 }
 
 // confirmForGuard passes on to the guard, should there be one, what was confirmed. takeBack undoes that, for a key that is not deleted after all.
 func (o *deleteKey) confirmForGuard(ctx context.Context, c client.Client, k *v1alpha1.APIKey) (takeBack func(), err error) {
-	before, had := k.Annotations[annotationConfirmDeletion]
+	before, had := k.Annotations[v1alpha1.AnnotationConfirmDeletion]
 	if before == string(k.Spec.DisplayName) {
 		return func() {}, nil
 	}
 	annotate := func(ctx context.Context, value any) error {
-		patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": k.UID, "annotations": map[string]any{annotationConfirmDeletion: value}}})
+		patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": k.UID, "annotations": map[string]any{v1alpha1.AnnotationConfirmDeletion: value}}})
 		if err != nil {
 			return fmt.Errorf("encode the confirmation: %w", err)
 		}
@@ -163,7 +160,7 @@ func (o *deleteKey) confirmForGuard(ctx context.Context, c client.Client, k *v1a
 			value = before
 		}
 		if err := annotate(ctx, value); err != nil && !apierrors.IsNotFound(err) {
-			o.p.say("The annotation %s=%s has been left on it.", annotationConfirmDeletion, quoteForShell(string(k.Spec.DisplayName)))
+			o.p.say("The annotation %s=%s has been left on it.", v1alpha1.AnnotationConfirmDeletion, quoteForShell(string(k.Spec.DisplayName)))
 		}
 	}, nil
 }

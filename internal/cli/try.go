@@ -160,7 +160,7 @@ func (o *try) chooseKey(ctx context.Context) (key string, forget func() error, e
 	k := &v1alpha1.APIKey{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: c.namespace, GenerateName: "try-",
-			Annotations: map[string]string{annotationConfirmDeletion: displayName}, // nobody has to be asked about it
+			Annotations: map[string]string{v1alpha1.AnnotationConfirmDeletion: displayName}, // nobody has to be asked about it
 		},
 		Spec: v1alpha1.APIKeySpec{
 			ApplicationRef: v1alpha1.ApplicationReference{Name: name},
