@@ -71,7 +71,27 @@ func TestDocuments(t *testing.T) {
 					t.Fatalf("%v\n%s", err, out)
 				}
 			}
+			if page == "charts/latchkey/README.md" { // the others remove what they have installed
+				runNotes(t, env)
+			}
 		})
+	}
+}
+
+// runNotes runs what the chart's notes give to make a provider and a model.
+func runNotes(t *testing.T, env []string) {
+	t.Helper()
+	notes, err := run(t.Context(), env, "bash", "-c", "helm get notes latchkey -n latchkey-system")
+	must(t, notes, err)
+	_, commands, there := strings.Cut(notes, "2. ")
+	_, commands, begins := strings.Cut(commands, "\n\n")
+	commands, _, ends := strings.Cut(commands, "\n\n3. ")
+	if !there || !begins || !ends {
+		t.Fatalf("are the notes still read rightly?\n%s", notes)
+	}
+	script := "set -eu; cd \"$ROOT\"\n" + strings.ReplaceAll("\n"+commands, "\n     ", "\n")
+	if out, err := run(t.Context(), append(env, "PROVIDER_KEY=sk-example"), "bash", "-c", script); err != nil || !strings.Contains(out, "model.latchkey.dev/gpt-5-mini created") {
+		t.Errorf("%v\n%s", err, out)
 	}
 }
 
