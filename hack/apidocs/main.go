@@ -207,7 +207,10 @@ func typeOf(p *apiextensionsv1.JSONSchemaProps, required bool) string {
 			said = append(said, fmt.Sprintf("at most %d %s", *most, of))
 		}
 	}
-	count(p.MinLength, p.MaxLength, "characters")
+	// Where the words say it, the schema's bound is a wider one, in bytes, and a rule of its own counts characters.
+	if !strings.Contains(p.Description, " characters") {
+		count(p.MinLength, p.MaxLength, "characters")
+	}
 	count(p.MinItems, p.MaxItems, "entries")
 	return strings.Join(said, ", ")
 }
