@@ -1,6 +1,7 @@
 package gateways
 
 import (
+	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,6 +20,11 @@ func TestPage(t *testing.T) {
 	if helm == "" {
 		t.Fatal("LATCHKEY_HELM is not set: run this through `make test`, which builds Helm, or set it to what hack/helm.sh prints")
 	}
+	t.Cleanup(func() { // so that the page can be run again
+		if _, err := theStack.Kubectl(context.WithoutCancel(t.Context()), "delete", "secret", "llm-providers", "-n", "latchkey-system"); err != nil {
+			t.Error(err)
+		}
+	})
 	ran := 0
 	for _, block := range strings.Split(string(page), "```sh\n")[1:] {
 		block, _, _ = strings.Cut(block, "\n```")

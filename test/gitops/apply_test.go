@@ -23,9 +23,16 @@ func contextOf(t *testing.T) context.Context { return context.WithoutCancel(t.Co
 // else has asked for.
 func TestDiffIsSilent(t *testing.T) {
 	dir := samples(t)
+	// The namespace stays: nothing here would empty and end it.
+	t.Cleanup(func() {
+		for _, args := range [][]string{{"lkkey,lkapp", "--all", "-n", "demo"}, {"lkmodel,lkprov,lkpolicy", "--all"}} {
+			if _, err := system.Kubectl(contextOf(t), append([]string{"delete"}, args...)...); err != nil {
+				t.Error(err)
+			}
+		}
+	})
 	for _, way := range [][]string{{}, {"--server-side"}} {
 		kubectl(t, append([]string{"apply", "-k", dir}, way...)...)
-		t.Cleanup(func() { _, _ = system.Kubectl(contextOf(t), "delete", "--ignore-not-found", "--wait=false", "-k", dir) })
 		kubectl(t, "wait", "--for=condition=Enforced", "--timeout=60s", "lkkey", "--all", "-n", "demo")
 		kubectl(t, append([]string{"diff", "-k", dir}, way...)...)
 		k := &v1alpha1.APIKey{ObjectMeta: metav1.ObjectMeta{Namespace: "demo", Name: "shop-backend"}}
@@ -146,7 +153,9 @@ func TestOthersAcceptTheirSamples(t *testing.T) {
 	kubectl(t, "wait", "--for=condition=Established", "--timeout=60s", "crd", "kustomizations.kustomize.toolkit.fluxcd.io",
 		"gitrepositories.source.toolkit.fluxcd.io", "applications.argoproj.io")
 	for _, ns := range []string{"flux-system", "argocd"} {
-		create(t, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: ns}})
+		if err := client.IgnoreAlreadyExists(system.Client.Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: ns}})); err != nil {
+			t.Fatal(err)
+		}
 	}
 	for _, path := range []string{"flux/keys.yaml", "argocd/application.yaml", "argocd/health.yaml"} {
 		file := filepath.Join(system.Root, "config", "gitops", filepath.FromSlash(path))
